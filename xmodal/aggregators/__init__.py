@@ -1,0 +1,1 @@
+"""Pooling: a set of vectors becomes one vector."""

@@ -1,0 +1,1 @@
+"""Items and splits: what is retrieved, before any network has seen it."""

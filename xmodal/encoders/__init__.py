@@ -1,0 +1,1 @@
+"""Frozen networks: one item becomes a set of vectors."""

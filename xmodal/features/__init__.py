@@ -1,0 +1,1 @@
+"""Sets of vectors on disk and in batches."""

@@ -1,0 +1,1 @@
+"""Metric-learning losses: embeddings and image ids become a scalar."""

@@ -1,0 +1,1 @@
+"""Towers and the dual encoder that trains them."""

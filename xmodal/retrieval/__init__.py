@@ -1,0 +1,1 @@
+"""Galleries, indexes, ranks and the metrics computed from them."""
