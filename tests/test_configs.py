@@ -1,0 +1,139 @@
+"""Every file of conf/ composes, and states exactly the parameters of what it selects, with their defaults."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from xmodal.config.annotations import signature
+from xmodal.config.check import NOT_PARAMETERS, type_faults
+from xmodal.config.command_line import check_overrides, compose
+from xmodal.config.sources import CONF_DIR, ConfigSource
+from xmodal.config.values import parts, resolved
+
+SOURCE = ConfigSource()
+CHOICES = [f"{group}={option}" for group, options in SOURCE.groups().items() for option in options]
+EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
+ANY = object()  # stands for a default that is not compared
+
+
+def target_files() -> list[Path]:
+    files = [file for file in sorted(CONF_DIR.rglob("*.yaml")) if "hydra" not in file.relative_to(CONF_DIR).parts]
+    return [file for file in files if "_target_" in file.read_text(encoding="utf-8")]
+
+
+def nodes_of(file: Path) -> list[tuple[str, DictConfig]]:
+    """Every mapping with a target in one file: its dotted place below the group, and what the file says."""
+    content = OmegaConf.load(file)
+    assert isinstance(content, DictConfig)
+    own = [("", content)] if content.get("_target_") else []
+    return [*own, *parts(content)]
+
+
+def keys_of(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if not str(key).startswith("_")}
+
+
+def parameters_of(target: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(get_object(target)).parameters)
+
+
+ALL_NODES = [
+    pytest.param(file, place, node, id=f"{file.parent.name}/{file.stem}{'.' if place else ''}{place}")
+    for file in target_files()
+    for place, node in nodes_of(file)
+]
+OURS = [p for p in ALL_NODES if str(p.values[2]._target_).startswith("xmodal.")]
+OTHERS = [p for p in ALL_NODES if not str(p.values[2]._target_).startswith("xmodal.")]
+
+
+def test_there_are_files_for_every_default() -> None:
+    cfg = compose([])
+    for group in SOURCE.groups():
+        assert group in cfg or group in ("experiment", "debug"), group
+    assert len(CHOICES) > 20
+    assert len(OURS) > 10
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_composes_without_a_wrong_type(choice: str) -> None:
+    cfg = SOURCE.load([choice])
+    assert type_faults(cfg) == {}
+    assert resolved(cfg)["embedding_dim"] == 512
+
+
+@pytest.mark.parametrize(("file", "place", "node"), OURS)
+def test_a_file_states_every_parameter_of_its_target(file: Path, place: str, node: DictConfig) -> None:
+    extra = NOT_PARAMETERS.get(file.parent.name, set()) if not place else set()
+    stated = set(keys_of(node)) - extra
+    parameters = parameters_of(node._target_)
+    assert stated == set(parameters), f"{file}: {node._target_}"
+    if extra and "defaults" not in OmegaConf.load(file):
+        assert extra <= set(keys_of(node)), f"{file} lacks keys that every data set has"
+
+
+@pytest.mark.parametrize(("file", "place", "node"), OURS)
+def test_a_file_states_the_defaults_of_its_target(file: Path, place: str, node: DictConfig) -> None:
+    if place and file.parent.name == "model":
+        pytest.skip("both towers are of one class, each with its own number of layers")
+    for name, parameter in parameters_of(node._target_).items():
+        stated = keys_of(node).get(name, ANY)
+        chosen = name in ("modality", "name", "group", "job_type", "seed") or isinstance(stated, dict)
+        is_literal = not (isinstance(stated, str) and (stated == "???" or "${" in stated))
+        if parameter.default is not inspect.Parameter.empty and is_literal and not chosen:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            assert stated == default, f"{file}: {name}"
+
+
+@pytest.mark.parametrize(("file", "place", "node"), OTHERS)
+def test_a_file_states_only_parameters_of_a_foreign_target(file: Path, place: str, node: DictConfig) -> None:
+    assert set(keys_of(node)) - {"defaults"} <= set(parameters_of(node._target_)), f"{file}: {node._target_}"
+
+
+@pytest.mark.parametrize(("file", "place", "node"), OURS)
+def test_signatures_read_from_source_are_those_of_python(file: Path, place: str, node: DictConfig) -> None:
+    found = signature(node._target_)
+    assert found is not None
+    parameters = parameters_of(node._target_)
+    assert list(found.parameters) == list(parameters)
+    for name, parameter in parameters.items():
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        if default is not inspect.Parameter.empty:
+            assert found.parameters[name].admits(default), f"{node._target_}({name}={default!r})"
+
+
+@pytest.mark.parametrize("choice", EXPERIMENTS)
+def test_an_experiment_names_its_source_command_and_result(choice: str) -> None:
+    reference = resolved(compose([choice]))["reference"]
+    assert set(reference) == {"source", "command", "expected"}
+    words = reference["command"].split()
+    assert words[:2] == ["python", "train.py"]
+    assert choice in words
+    assert check_overrides(words[2:]) == []
+
+
+def test_the_course_is_stated_as_the_course_states_it() -> None:
+    cfg = compose(["experiment=course"])
+    assert (cfg.data.name, cfg.loss.anchor, cfg.optimizer.lr, cfg.trainer.max_epochs) == (
+        "flickr30k",
+        "image",
+        1e-3,
+        50,
+    )
+    assert cfg.optimizer._target_ == "torch.optim.Adam"
+    assert cfg.scheduler._target_ == "torch.optim.lr_scheduler.StepLR"
+    assert compose(["experiment=course", "loss.anchor=text"]).loss.anchor == "text"
+
+
+def test_debug_has_the_last_word_over_an_experiment() -> None:
+    cfg = compose(["experiment=course", "debug=fast"])
+    assert (cfg.trainer.max_epochs, cfg.trainer.limit_train_batches, cfg.data.limit) == (1, 1, 8)
+    assert cfg.features.store is False
+    overfit = compose(["debug=overfit", "data=flickr30k"])
+    assert overfit.data.splits == {"train": ["train"], "val": ["train"], "test": ["train"]}
+    assert overfit.data.limit == 16

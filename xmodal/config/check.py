@@ -1,0 +1,299 @@
+"""Faults of a composed config: wrong types and ranges, files that are not there, choices that do not go together."""
+
+import difflib
+import re
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xmodal.config.annotations import Accepted, Signature, accepted, names_in, signature
+from xmodal.config.sources import ConfigSource
+from xmodal.config.suggestions import did_you_mean
+from xmodal.config.values import absolute_paths, all_keys, child, has_key, parts, value_of
+
+# Keys that are not a constructor's parameters (or whose constructor lies outside xmodal): type, least value.
+_SCHEMA: dict[str, tuple[str, int | None]] = {
+    "embedding_dim": ("int", 1),
+    "seed": ("int", 0),
+    "ckpt_path": ("str | None", None),
+    "name": ("str | None", None),
+    "tags": ("list", None),
+    "test": ("bool", None),
+    "features.dtype": ("Literal['float16', 'float32']", None),
+    "features.store": ("bool", None),
+    "features.device": ("str", None),
+    "features.chunk_size": ("int", 1),
+    "data.batch_size": ("int", 1),
+    "data.num_workers": ("int", 0),
+    "data.holdout": ("int", 0),
+    "data.limit": ("int | None", 1),
+    "data.default_weights": ("str | None", None),
+    "data.splits": ("dict", None),
+    "data.splits.train": ("list", None),
+    "data.splits.val": ("list", None),
+    "data.splits.test": ("list", None),
+    "optimizer.lr": ("float", 0),
+    "optimizer.weight_decay": ("float", 0),
+    "trainer.max_epochs": ("int", -1),
+    "trainer.num_nodes": ("int", 1),
+    "trainer.accumulate_grad_batches": ("int", 1),
+    "trainer.check_val_every_n_epoch": ("int", 1),
+    "paths.data_dir": ("str", None),
+    "paths.output_dir": ("str", None),
+    "paths.features_dir": ("str", None),
+    "paths.cache_dir": ("str", None),
+}
+NOT_PARAMETERS = {"data": {"batch_size", "num_workers", "holdout", "limit", "default_weights", "splits"}}
+_HUGGING_FACE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """All faults of a composed config, one sentence each, ``key=value: what is wrong``; the config stays as it is."""
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    absolute_paths(cfg)
+    unresolved = _unresolved(cfg)
+    faults = [*unresolved.values(), *type_faults(cfg).values()]
+    return list(dict.fromkeys([*faults, *_missing_files(cfg), *_incompatible(cfg)]))
+
+
+def type_faults(cfg: DictConfig) -> dict[str, str]:
+    """Values of the wrong type or range, and parameters that a constructor does not take: dotted key → fault."""
+    faults = {key: fault for key in _SCHEMA if (fault := _schema_fault(cfg, key))}
+    for key, node in parts(cfg):
+        found = _part_faults(key, node)
+        faults = {**{name: found[name] for name in found if not _follows(cfg, name, faults)}, **faults}
+    return faults
+
+
+def _follows(cfg: DictConfig, key: str, faults: Container[str]) -> bool:
+    """Whether the value only repeats that of a key whose fault is known."""
+    parent, _, name = key.rpartition(".")
+    raw = OmegaConf.select(cfg, parent)._get_node(name, validate_access=False)
+    text = str(raw._value()) if raw is not None and raw._is_interpolation() else ""
+    return any(reference in faults for reference in re.findall(r"\$\{([\w.]+)\}", text))
+
+
+def _schema_fault(cfg: DictConfig, key: str) -> str | None:
+    annotation, least = _SCHEMA[key]
+    if not has_key(cfg, key) or not _is_stated(cfg, key):
+        return None
+    value, kinds = value_of(cfg, key), accepted(annotation)
+    if not kinds.admits(value):
+        return _mismatch(key, value, kinds, least)
+    if least is not None and value is not None and value < least:
+        return f"{key}={value}: expected {_at_least(kinds, least)}, found {value}."
+    return None
+
+
+def _is_stated(cfg: DictConfig, key: str) -> bool:
+    """Whether the key holds a value: not ???, and not an interpolation that leads to one or to nothing."""
+    node: Any = cfg
+    try:
+        for part in key.split("."):
+            node = child(node, part)
+        return not OmegaConf.is_missing(node._get_parent(), node._key()) and not _broken(node)
+    except (KeyError, OmegaConfBaseException):
+        return False
+
+
+def _broken(node: Any) -> bool:
+    if not node._is_interpolation():
+        return False
+    found = node._maybe_dereference_node()
+    return found is None or found._is_missing()
+
+
+def _at_least(kinds: Accepted, least: int | None) -> str:
+    text = kinds.describe()
+    return text if least is None else text.replace("number", f"number of at least {least:g}")
+
+
+def _mismatch(key: str, value: Any, kinds: Accepted, least: int | None = None) -> str:
+    shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
+    hint = did_you_mean(value, [str(c) for c in kinds.choices]) if isinstance(value, str) else ""
+    if str in kinds.kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        hint = f" Quote a number that is text: {key}=\"'{value}'\"."
+    found = repr(value) if isinstance(value, str) else shown
+    return f"{key}={shown}: expected {_at_least(kinds, least)}, found {found}.{hint}"
+
+
+def _part_faults(key: str, node: DictConfig) -> dict[str, str]:
+    target = value_of(node, "_target_")
+    found = signature(target) if isinstance(target, str) else None
+    if found is None:
+        return _unknown_target(key, str(target)) if str(target).startswith("xmodal.") else {}
+    faults = {}
+    for name in (str(n) for n in node if not str(n).startswith("_")):
+        full = f"{key}.{name}"
+        if name in found.parameters:
+            value, kinds = value_of(node, name), found.parameters[name]
+            if _is_stated(node, name) and not kinds.admits(value):
+                faults[full] = _mismatch(full, value, kinds)
+        elif not found.open and name not in NOT_PARAMETERS.get(key, ()):
+            faults[full] = _not_taken(full, target, found)
+    return faults
+
+
+def _not_taken(key: str, target: str, found: Signature) -> str:
+    hint = did_you_mean(key.rpartition(".")[2], found.parameters)
+    return f"{key}: {target} takes no such parameter.{hint} It takes: {', '.join(found.parameters)}."
+
+
+def _unknown_target(key: str, target: str) -> dict[str, str]:
+    module, _, name = target.rpartition(".")
+    names = names_in(module)
+    reason = f"{module} defines no {name}.{did_you_mean(name, names)}" if names else f"there is no module {module}."
+    return {f"{key}._target_": f"{key}._target_={target}: {reason}"}
+
+
+def _unresolved(cfg: DictConfig) -> dict[str, str]:
+    """Interpolations that lead nowhere."""
+    faults = {}
+    for key in all_keys(cfg):
+        try:
+            OmegaConf.select(cfg, key)
+        except OmegaConfBaseException as error:
+            faults[key] = f"{key}: {str(error).splitlines()[0]}."
+    return faults
+
+
+def _missing_files(cfg: DictConfig) -> list[str]:
+    keys = ("image_encoder.path", "text_encoder.path", "text_encoder.vectors", "ckpt_path")
+    faults = [_missing_file(key, Path(value)) for key in keys if isinstance(value := value_of(cfg, key), str)]
+    faults += [_missing_weights(cfg, key) for key in ("image_encoder.weights", "text_encoder.weights")]
+    return [fault for fault in [*faults, _missing_root(cfg), _missing_table(cfg)] if fault]
+
+
+def _missing_file(key: str, path: Path) -> str | None:
+    if path.exists():
+        return None
+    if not path.parent.is_dir():
+        return f"{key}={path}: there is no such file, and no folder {path.parent}."
+    hint = did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
+    return f"{key}={path}: there is no such file in {path.parent}.{hint}"
+
+
+def _missing_weights(cfg: DictConfig, key: str) -> str | None:
+    value = value_of(cfg, key)
+    if not isinstance(value, str) or Path(value).expanduser().exists():
+        return None
+    if value != "pretrained" and (close := difflib.get_close_matches(value, ["pretrained", "null"], cutoff=0.8)):
+        return f"{key}={value}: expected pretrained, null or a path that exists. Did you mean '{close[0]}'?"
+    may_be_name = key == "text_encoder.weights" and _HUGGING_FACE_NAME.fullmatch(value)
+    if value == "pretrained" or may_be_name:
+        return None
+    return f"{key}={value}: there is no such file or folder. Expected pretrained, null (seeded random) or a path."
+
+
+def _missing_root(cfg: DictConfig) -> str | None:
+    root = value_of(cfg, "data.root")
+    if not isinstance(root, str) or Path(root).is_dir() or _is_made_of(cfg, "data", "xmodal.data.scenes."):
+        return None  # scenes are rendered into their folder
+    return (
+        f"data.root={root}: there is no such folder. Put the data set {value_of(cfg, 'data.name') or ''} there, or "
+        "name where it is: data.root=/path/to/it, or paths.data_dir=/path (environment variable XMODAL_DATA) for all."
+    )
+
+
+def _is_made_of(cfg: DictConfig, group: str, module: str) -> bool:
+    return str(value_of(cfg, f"{group}._target_")).startswith(module)
+
+
+def _missing_table(cfg: DictConfig) -> str | None:
+    file, root = value_of(cfg, "data.file"), value_of(cfg, "data.root")
+    if not isinstance(file, str):
+        return None
+    if isinstance(root, str) and not Path(root).is_dir():
+        return None  # said already
+    below = Path(root) / file if isinstance(root, str) else Path(file).expanduser()
+    return None if Path(file).expanduser().is_file() else _missing_file("data.file", below)
+
+
+def _incompatible(cfg: DictConfig) -> list[str]:
+    rules: tuple[Callable[[DictConfig], list[str]], ...] = (
+        _unfilled,
+        _unknown_makers,
+        _features_only,
+        _absent_groups,
+        _split_roles,
+        _never_validated,
+        _half_precision_on_cpu,
+    )
+    return [fault for rule in rules for fault in rule(cfg)]
+
+
+def _unfilled(cfg: DictConfig) -> list[str]:
+    """Keys that only the user can fill: the file of a table, the files of precomputed features."""
+    faults = []
+    for group, name in (("image_encoder", "path"), ("text_encoder", "path"), ("data", "file")):
+        needed = group != "data" or _is_made_of(cfg, "data", "xmodal.data.table.")
+        if needed and has_key(cfg, f"{group}.{name}") and value_of(cfg, f"{group}.{name}") is None:
+            faults.append(f"{group}.{name}: this choice of {group} needs a file: {group}.{name}=/path/to/file.")
+    return faults
+
+
+def _unknown_makers(cfg: DictConfig) -> list[str]:
+    """``made_by`` of precomputed features names an encoder's option (settings may follow the name)."""
+    faults = []
+    for group in ("image_encoder", "text_encoder"):
+        options = [name for name in ConfigSource().groups().get(group, ()) if name != "precomputed"]
+        maker = value_of(cfg, f"{group}.made_by")
+        name = maker.split()[0] if isinstance(maker, str) and maker.strip() else maker
+        if isinstance(name, str) and name not in options:
+            hint = did_you_mean(name, options)
+            faults.append(f"{group}.made_by={maker}: there is no such {group}.{hint} Choices: {', '.join(options)}.")
+    return faults
+
+
+def _features_only(cfg: DictConfig) -> list[str]:
+    """Wikipedia's pairs come as features: there is nothing that an encoder could encode."""
+    if not _is_made_of(cfg, "data", "xmodal.data.wikipedia."):
+        return []
+    sides = [
+        side for side in ("image", "text") if not _is_made_of(cfg, f"{side}_encoder", "xmodal.features.precomputed.")
+    ]
+    return [
+        f"data=wikipedia has no {'photos' if side == 'image' else 'texts'}, only features. Type experiment=wikipedia "
+        f"instead of data=wikipedia, or add {side}_encoder=precomputed {side}_encoder.path=… {side}_encoder.key=[…]."
+        for side in sides
+    ]
+
+
+def _absent_groups(cfg: DictConfig) -> list[str]:
+    groups = ("data", "image_encoder", "text_encoder", "image_aggregator", "text_aggregator", "loss", "model", "index")
+    absent = [group for group in (*groups, "optimizer", "trainer") if value_of(cfg, f"{group}._target_") is None]
+    return [f"{group}: a run needs one. Choose an option: {group}=… (python train.py --help)." for group in absent]
+
+
+def _split_roles(cfg: DictConfig) -> list[str]:
+    splits = value_of(cfg, "data.splits")
+    if not isinstance(splits, dict):
+        return []
+    roles = ("train", "val", "test")
+    faults = [f"data.splits.{r}: there is no such role.{did_you_mean(r, roles)}" for r in splits if r not in roles]
+    needed = [role for role in ("train", "val") if not splits.get(role)]
+    return faults + [f"data.splits.{role}=[]: a run needs at least one split to {_USE[role]}." for role in needed]
+
+
+_USE = {"train": "train on", "val": "select the best epoch by"}
+
+
+def _never_validated(cfg: DictConfig) -> list[str]:
+    every, epochs = value_of(cfg, "trainer.check_val_every_n_epoch"), value_of(cfg, "trainer.max_epochs")
+    if not isinstance(every, int) or not isinstance(epochs, int) or not 0 <= epochs < every:
+        return []
+    return [
+        f"trainer.check_val_every_n_epoch={every}: with trainer.max_epochs={epochs} no epoch would be validated, so "
+        "none could be selected. Lower the first or raise the second."
+    ]
+
+
+def _half_precision_on_cpu(cfg: DictConfig) -> list[str]:
+    precision, accelerator = value_of(cfg, "trainer.precision"), value_of(cfg, "trainer.accelerator")
+    if accelerator != "cpu" or str(precision) not in ("16", "16-mixed", "16-true"):
+        return []
+    return [f"trainer.precision={precision}: a CPU has no float16 training. Choose bf16-mixed or 32-true."]
