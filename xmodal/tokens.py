@@ -6,5 +6,5 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits: ``"A dog's ball!"`` → ``["a", "dog", "s", "ball"]`` (Karpathy's convention)."""
+    """Lower-cased runs of letters and digits (Karpathy's convention): ``"A dog's!"`` → ``["a", "dog", "s"]``."""
     return _WORD.findall(text.lower())
