@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs a process per core
 
 install_import_hook("xmodal", "beartype.beartype")
 

@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal.data.items import Items
+from xmodal.errors import ConfigError, DataError, FeatureError
+from xmodal.features.datamodule import EpochShuffle, PairDataModule, SetReader
+from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
+
+COUNTS = [2, 1, 3, 0, 2, 5, 1, 4]
+SPLITS = ["train", "val", "train", "train", "test", "train", "val", "train"]
+
+
+def _marked(lengths: list[int], dtype: str = "float32") -> RaggedFeatures:
+    """Sets whose vectors say (their set, their place in it)."""
+    return RaggedFeatures.from_sets(
+        [np.array([[i, k] for k in range(n)]).reshape(n, 2) for i, n in enumerate(lengths)], dtype
+    )
+
+
+@pytest.fixture
+def items(make_items) -> Items:
+    return make_items(COUNTS, splits=SPLITS)
+
+
+@pytest.fixture
+def module(items: Items) -> PairDataModule:
+    images = _marked([1 + i % 3 for i in range(len(COUNTS))])
+    texts = _marked([k % 4 for k in range(sum(COUNTS))])
+    return PairDataModule(items, images, texts, batch_size=4, seed=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8) | st.integers(0, 3).map(lambda n: [n] * 5),
+    data=st.data(),
+    dtype=st.sampled_from(["float16", "float32"]),
+)
+def test_padding_equals_a_naive_loop(lengths: list[int], data: st.DataObject, dtype: str) -> None:
+    features = _marked(lengths, dtype)
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9))
+    found = SetReader(features).batch(torch.tensor(rows), torch.tensor(rows))
+    longest = max(1, *(lengths[row] for row in rows)) if len(rows) > 1 else max(1, lengths[rows[0]])
+    assert found.x.shape == (len(rows), longest, 2)
+    assert found.x.dtype == torch.float32
+    for b, row in enumerate(rows):
+        for k in range(longest):
+            assert bool(found.mask[b, k]) == (k < lengths[row])
+            assert found.x[b, k].tolist() == ([float(row), float(k)] if k < lengths[row] else [0.0, 0.0])
+    padded = features.pad(np.array(rows), np.array(rows))
+    assert all(torch.equal(one, other) for one, other in zip(found, padded, strict=True))
+
+
+def _captions_of(items: Items, row: int) -> list[int]:
+    return [k for k, caption in enumerate(items.captions) if caption.image == row]
+
+
+def _sets(batch: FeatureBatch) -> list[list[list[float]]]:
+    return [x[mask].tolist() for x, mask in zip(batch.x, batch.mask, strict=True)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_training_caption_comes_once_with_its_image(
+    items: Items, module: PairDataModule, num_workers: int
+) -> None:
+    module.num_workers = num_workers
+    loader = module.train_dataloader()
+    batches: list[PairBatch] = list(loader)
+    assert [len(batch.image.x) for batch in batches] == [4, 4, 4, 2]
+    images = [s for batch in batches for s in _sets(batch.image)]
+    texts = [s for batch in batches for s in _sets(batch.text)]
+    ids = [int(i) for batch in batches for i in batch.image.image_ids]
+    assert ids == [int(i) for batch in batches for i in batch.text.image_ids]
+    for batch in batches:
+        assert batch.image.x.dtype == batch.text.x.dtype == torch.float32
+    seen = []
+    for image, text, row in zip(images, texts, ids, strict=True):
+        assert image == module.image_features[row].tolist()
+        owners = [k for k in _captions_of(items, row) if module.text_features[k].tolist() == text]
+        assert owners
+        seen.append((row, tuple(map(tuple, text))))
+    wanted = [
+        (int(items.caption_images[k]), tuple(map(tuple, module.text_features[k].tolist())))
+        for k in items.caption_rows("train").tolist()
+    ]
+    assert sorted(seen) == sorted(wanted)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("role", "images", "captions"), [("val", [1, 6], [1, 1]), ("test", [4], [2])])
+def test_a_gallery_holds_each_image_and_each_caption_once_in_order(
+    items: Items, module: PairDataModule, role: str, images: list[int], captions: list[int], num_workers: int
+) -> None:
+    module.batch_size, module.num_workers = 1, num_workers
+    image_loader, text_loader = getattr(module, f"{role}_dataloader")()
+    found = [(int(i), s) for batch in image_loader for i, s in zip(batch.image_ids, _sets(batch), strict=True)]
+    assert found == [(row, module.image_features[row].tolist()) for row in images]
+    texts = [(int(i), s) for batch in text_loader for i, s in zip(batch.image_ids, _sets(batch), strict=True)]
+    rows = [k for row in images for k in _captions_of(items, row)]
+    assert texts == [(int(items.caption_images[k]), module.text_features[k].tolist()) for k in rows]
+    assert len(texts) == sum(captions)
+
+
+def test_the_last_smaller_batch_is_kept_in_galleries(module: PairDataModule) -> None:
+    module.batch_size = 3
+    images, texts = module.val_dataloader()
+    assert [len(batch.x) for batch in images] == [2]
+    assert [len(batch.x) for batch in texts] == [2]
+
+
+def test_a_split_smaller_than_a_batch_trains(module: PairDataModule) -> None:
+    module.batch_size = 1000
+    [batch] = module.train_dataloader()
+    assert len(batch.image.x) == 14
+
+
+def _order(loader) -> list[int]:
+    return [int(v) for batch in loader for v in batch.text.x[:, 0, 0]]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(items: Items) -> None:
+    features = _marked([1] * len(COUNTS)), _marked([1] * sum(COUNTS))
+    loader = PairDataModule(items, *features, batch_size=4, seed=3).train_dataloader()
+    first, second = _order(loader), _order(loader)
+    assert first != second
+    assert sorted(first) == sorted(second) == items.caption_rows("train").tolist()
+    torch.manual_seed(999)
+    again = PairDataModule(items, *features, batch_size=4, seed=3).train_dataloader()
+    again.sampler.set_epoch(1)
+    assert _order(again) == second
+    assert _order(PairDataModule(items, *features, batch_size=4, seed=4).train_dataloader()) != first
+
+
+def test_seed_and_epoch_do_not_stand_in_for_one_another() -> None:
+    assert list(EpochShuffle(50, seed=0, epoch=1)) != list(EpochShuffle(50, seed=1, epoch=0))
+
+
+class Recorder(pl.LightningModule):
+    """Trains one number and remembers which captions came in which epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.orders: dict[int, list[int]] = {}
+        self.galleries: list[tuple[int, int]] = []
+
+    def training_step(self, batch: PairBatch) -> torch.Tensor:
+        order = self.orders.setdefault(self.current_epoch, [])
+        order += batch.text.x[:, 0, 0].int().tolist()
+        return (self.weight * batch.image.x).sum()
+
+    def validation_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int) -> None:
+        self.galleries.append((dataloader_idx, len(batch.x)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def _fit(module: PairDataModule, folder, epochs: int, ckpt_path=None) -> Recorder:
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", default_root_dir=folder, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(recorder, datamodule=module, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return recorder
+
+
+def test_lightning_shuffles_by_epoch_and_a_resumed_run_goes_on_in_the_same_order(items: Items, tmp_path) -> None:
+    def module() -> PairDataModule:
+        return PairDataModule(items, _marked([1] * len(COUNTS)), _marked([1] * sum(COUNTS)), batch_size=4, seed=5)
+
+    whole = _fit(module(), tmp_path, 3)
+    assert len({tuple(order) for order in whole.orders.values()}) == 3
+    assert whole.galleries == [(0, 2), (1, 2)] * 3
+    _fit(module(), tmp_path, 2)
+    resumed = _fit(module(), tmp_path, 3, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.orders == {2: whole.orders[2]}
+
+
+def test_a_data_set_without_validation_trains(make_items, tmp_path) -> None:
+    items = make_items([1, 2, 1])
+    module = PairDataModule(items, _marked([1] * 3), _marked([1] * 4), batch_size=2)
+    assert module.val_dataloader() == []
+    assert module.test_dataloader() == []
+    assert len(_fit(module, tmp_path, 1).orders[0]) == 4
+
+
+def test_no_training_images(make_items) -> None:
+    items = make_items([1, 2], splits=["val", "val"])
+    module = PairDataModule(items, _marked([1] * 2), _marked([1] * 3))
+    with pytest.raises(DataError, match="train"):
+        module.train_dataloader()
+
+
+def test_captions_without_any_word(make_items) -> None:
+    module = PairDataModule(make_items([1, 1]), _marked([1, 1]), _marked([0, 0]), batch_size=2)
+    [batch] = module.train_dataloader()
+    assert batch.text.x.shape == (2, 1, 2)
+    assert not batch.text.mask.any()
+
+
+def test_wrong_counts_and_parameters(items: Items) -> None:
+    images, texts = _marked([1] * len(COUNTS)), _marked([1] * sum(COUNTS))
+    with pytest.raises(FeatureError, match="There are 7 sets of image features for 8 images"):
+        PairDataModule(items, _marked([1] * 7), texts)
+    with pytest.raises(FeatureError, match="There are 19 sets of text features for 18 captions"):
+        PairDataModule(items, images, _marked([1] * 19))
+    with pytest.raises(ConfigError, match=r"data.batch_size must be at least 1, found 0"):
+        PairDataModule(items, images, texts, batch_size=0)
+    with pytest.raises(ConfigError, match=r"data.num_workers must be 0 or more, found -1"):
+        PairDataModule(items, images, texts, num_workers=-1)
