@@ -1,0 +1,79 @@
+"""Metrics against sorted lists of one query at a time, and against scikit-learn-like hand-made examples."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal.retrieval import metrics
+from xmodal.retrieval.metrics import Relevant
+
+scores_and_relevance = st.lists(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=12).filter(
+        lambda q: any(r for _, r in q)
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def as_pairs(queries: list) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [
+        (number, sum(other >= score for other, match in items if not match))
+        for number, items in enumerate(queries)
+        for score, relevant in items
+        if relevant
+    ]
+    return np.array([q for q, _ in pairs]), np.array([a for _, a in pairs])
+
+
+def ranked_relevance(items: list) -> list[bool]:
+    """Best score first; of equal scores the matches last."""
+    return [relevant for _, relevant in sorted(items, key=lambda item: (-item[0], item[1]))]
+
+
+def by_hand(items: list) -> dict[str, float]:
+    ranking = ranked_relevance(items)
+    count = sum(ranking)
+    precision = [sum(ranking[: p + 1]) / (p + 1) for p in range(len(ranking))]
+    gains = [1 / math.log2(p + 2) for p in range(10)]
+    return {
+        "mAP": sum(v for v, hit in zip(precision, ranking, strict=True) if hit) / count,
+        "mAP@R": sum(v for v, hit in zip(precision[:count], ranking[:count], strict=True) if hit) / count,
+        "RPrecision": sum(ranking[:count]) / count,
+        "nDCG": sum(g for g, hit in zip(gains, ranking, strict=False) if hit) / sum(gains[:count]),
+    }
+
+
+@given(scores_and_relevance)
+def test_agree_with_sorted_lists(queries: list) -> None:
+    relevant = Relevant.from_pairs(*as_pairs(queries))
+    expected = [by_hand(items) for items in queries]
+    found = {
+        "mAP": metrics.mean_average_precision(relevant),
+        "mAP@R": metrics.map_at_r(relevant),
+        "RPrecision": metrics.r_precision(relevant),
+        "nDCG": metrics.ndcg(relevant, 10),
+    }
+    for name, value in found.items():
+        assert value == pytest.approx(100 * sum(e[name] for e in expected) / len(expected)), name
+
+
+@given(scores_and_relevance)
+def test_best_rank_is_the_first_hit_of_a_sorted_list(queries: list) -> None:
+    pairs, ahead = as_pairs(queries)
+    ranks = metrics.best_ranks(pairs, ahead, len(queries) + 1)
+    assert ranks.tolist() == [ranked_relevance(items).index(True) + 1 for items in queries] + [0]
+
+
+def test_recall_counts_any_hit_and_leaves_out_queries_without_match() -> None:
+    ranks = np.array([1, 0, 3, 5, 6, 0])
+    assert [metrics.recall(ranks, k) for k in (1, 2, 3, 5, 10)] == [25.0, 25.0, 50.0, 75.0, 100.0]
+    assert metrics.median_rank(ranks) == 4.0
+    assert metrics.mean_rank(ranks) == 3.75
+
+
+def test_rsum_is_the_sum_of_six_recalls() -> None:
+    assert metrics.rsum(np.array([1, 1]), np.array([1, 5, 10, 11])) == 300 + 25 + 50 + 75

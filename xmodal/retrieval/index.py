@@ -1,0 +1,178 @@
+"""FAISS indexes for top-K search: exact, graph-based and compressed.
+
+An index class holds its settings alone; ``build`` makes a searchable ``Gallery``. Reported figures never come from
+here, they come from ``xmodal.retrieval.evaluate``.
+"""
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import faiss
+import numpy as np
+from jaxtyping import Float, Int
+
+from xmodal.errors import ConfigError, FeatureError
+from xmodal.retrieval.similarity import as_tensor, check_similarity, count_zero_rows, unit_length
+
+_LARGEST_K_ON_GPU = 2048  # limit of FAISS
+
+
+class Gallery:
+    """N vectors that can be searched.
+
+    Args:
+        index: a filled FAISS index.
+        similarity: ``cosine``, ``dot`` or ``euclidean``.
+    """
+
+    def __init__(self, index: Any, similarity: str) -> None:
+        self.similarity = similarity
+        self._index = index
+        self._on_gpu, self._gpu_memory = _copy_to_gpu(index)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def search(
+        self, queries: Float[np.ndarray, "Q E"], k: int
+    ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
+        """The ``K = min(k, N)`` closest vectors of each query, best first: their scores and their rows.
+
+        A score is the cosine, the dot product or the negative Euclidean distance: greater is closer. Where an
+        approximate index finds fewer than K, the rest has row −1 and score −inf.
+
+        Raises:
+            ConfigError: k below 1.
+            FeatureError: queries of another width, or with NaN or infinity.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, found {k}")
+        if queries.shape[1] != self._index.d:
+            raise FeatureError(f"queries must have the width {self._index.d} of the index, found {queries.shape[1]}")
+        k = min(k, len(self))
+        index = self._on_gpu if self._on_gpu is not None and k <= _LARGEST_K_ON_GPU else self._index
+        values, rows = index.search(prepare(queries, "queries", self.similarity), k)
+        scores = -np.sqrt(np.maximum(values, 0.0)) if self.similarity == "euclidean" else values
+        return np.where(rows < 0, np.float32(-np.inf), scores), rows
+
+
+@runtime_checkable
+class Index(Protocol):
+    """What ``conf/index`` selects: settings from which a gallery is built."""
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        """Make the vectors searchable by ``cosine``, ``dot`` or ``euclidean``."""
+        ...
+
+
+class FlatIndex:
+    """Exact search by brute force; on the GPU where there is one."""
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        prepared = prepare(vectors, "vectors", similarity)
+        index = faiss.IndexFlat(prepared.shape[1], _metric(similarity))
+        index.add(prepared)
+        return Gallery(index, similarity)
+
+
+class HNSWIndex:
+    """Approximate search along a graph of neighbours (Malkov and Yashunin, TPAMI 42(4), 2020).
+
+    Args:
+        neighbours: links per vector and layer; more is more exact and takes more memory.
+        ef_construction: candidates looked at when a vector is added.
+        ef_search: candidates looked at per query, at least k.
+
+    Raises:
+        ConfigError: a number below its smallest useful value.
+    """
+
+    def __init__(self, neighbours: int = 32, ef_construction: int = 200, ef_search: int = 128) -> None:
+        _check_sizes(
+            {"neighbours": (neighbours, 2), "ef_construction": (ef_construction, 1), "ef_search": (ef_search, 1)}
+        )
+        self.neighbours = neighbours
+        self.ef_construction = ef_construction
+        self.ef_search = ef_search
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        prepared = prepare(vectors, "vectors", similarity)
+        index = faiss.IndexHNSWFlat(prepared.shape[1], self.neighbours, _metric(similarity))
+        index.hnsw.efConstruction = self.ef_construction
+        index.hnsw.efSearch = self.ef_search
+        index.add(prepared)
+        return Gallery(index, similarity)
+
+
+class IVFPQIndex:
+    """Approximate search in the nearest of ``lists`` clusters, over product-quantised vectors.
+
+    Jégou et al., Product Quantization for Nearest Neighbor Search, TPAMI 33(1), 2011. A vector takes
+    ``codes · bits / 8`` bytes. Settings that the gallery is too small for are lowered: at least 39 vectors per list and
+    one per code word are needed to train, and ``codes`` must divide E.
+
+    Args:
+        lists: number of clusters.
+        probes: clusters searched per query.
+        codes: parts that a vector is cut into.
+        bits: bits per part.
+
+    Raises:
+        ConfigError: a number below 1, or more than 12 bits.
+    """
+
+    def __init__(self, lists: int = 256, probes: int = 16, codes: int = 64, bits: int = 8) -> None:
+        _check_sizes({"lists": (lists, 1), "probes": (probes, 1), "codes": (codes, 1), "bits": (bits, 1)})
+        if bits > 12:
+            raise ConfigError(f"index.bits must be at most 12, found {bits}")
+        self.lists = lists
+        self.probes = probes
+        self.codes = codes
+        self.bits = bits
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        prepared = prepare(vectors, "vectors", similarity)
+        count, width = prepared.shape
+        lists = min(self.lists, max(1, count // 39))
+        codes = max(d for d in range(1, min(self.codes, width) + 1) if width % d == 0)
+        bits = max(1, min(self.bits, int(math.log2(count))))
+        metric = _metric(similarity)
+        index = faiss.IndexIVFPQ(faiss.IndexFlat(width, metric), width, lists, codes, bits, metric)
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warnings for small galleries
+        index.train(np.resize(prepared, (max(count, 2), width)))
+        index.add(prepared)
+        index.nprobe = min(self.probes, lists)
+        return Gallery(index, similarity)
+
+
+def prepare(vectors: Float[np.ndarray, "N E"], name: str, similarity: str) -> Float[np.ndarray, "N E"]:
+    """Vectors as FAISS takes them: float32, row by row, of unit length under cosine.
+
+    Raises:
+        ConfigError: unknown similarity.
+        FeatureError: no vector at all, or NaN or infinity.
+    """
+    check_similarity(similarity)
+    if 0 in vectors.shape:
+        raise FeatureError(f"{name} must hold at least one vector, found shape {vectors.shape}")
+    rows = as_tensor(vectors).float()
+    count_zero_rows(rows, name)
+    return np.ascontiguousarray((unit_length(rows) if similarity == "cosine" else rows).numpy())
+
+
+def _metric(similarity: str) -> int:
+    return faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+
+
+def _copy_to_gpu(index: Any) -> tuple[Any, Any]:
+    """The exact index on the first GPU and the memory it lives in; two times None without GPU, or for other indexes."""
+    if not isinstance(index, faiss.IndexFlat) or faiss.get_num_gpus() == 0:
+        return None, None
+    memory = faiss.StandardGpuResources()
+    return faiss.index_cpu_to_gpu(memory, 0, index), memory
+
+
+def _check_sizes(sizes: dict[str, tuple[int, int]]) -> None:
+    faults = [f"index.{name} must be at least {low}, found {size}" for name, (size, low) in sizes.items() if size < low]
+    if faults:
+        raise ConfigError(faults)
