@@ -1,0 +1,31 @@
+"""From a configuration to a model, the same way for a new run and for a saved one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from xmodal.models.dual_encoder import DualEncoder
+
+
+def with_feature_widths(cfg: DictConfig, image_dim: int, text_dim: int) -> DictConfig:
+    """A copy of the configuration with the widths of the features, which only they can tell, filled in."""
+    filled = cfg.copy()
+    OmegaConf.set_readonly(filled, False)
+    for side, width in (("image", image_dim), ("text", text_dim)):
+        OmegaConf.update(filled, f"{side}_aggregator.feature_dim", width)
+        OmegaConf.update(filled, f"model.{side}_tower.feature_dim", width)
+    return filled
+
+
+def build_model(cfg: DictConfig | Mapping[str, Any]) -> DualEncoder:
+    """The model that a configuration with filled-in widths describes, with freshly initialised parameters.
+
+    Raises:
+        ConfigError: a parameter out of its range.
+    """
+    node = cfg.model if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg["model"]))
+    parts = {name: instantiate(node[name]) for name in ("image_tower", "text_tower", "loss", "optimizer")}
+    scheduler = instantiate(node.scheduler) if node.get("scheduler") and node.scheduler.get("_target_") else None
+    return instantiate({"_target_": node["_target_"], "similarity": node.similarity}, **parts, scheduler=scheduler)

@@ -1,0 +1,131 @@
+"""The trainable model: two towers, one space."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from xmodal.models.query_encoders import QueryEncoders
+from xmodal.models.tower import Tower
+from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
+
+CHECKPOINT_KEY = "xmodal"
+
+
+class DualEncoder(pl.LightningModule):
+    """Embeds images and texts into one space and trains both towers with a metric-learning loss.
+
+    Args:
+        image_tower: set of image features → embedding (E,).
+        text_tower: set of text features → embedding (E,).
+        loss: maps image (B, E), text (B, E), image ids (B,) to a scalar.
+        optimizer: makes the optimizer when given parameters.
+        scheduler: makes the learning-rate scheduler (stepped once per epoch) when given the optimizer; ``None`` for a
+            constant rate.
+        similarity: how embeddings are compared in evaluation and search.
+    """
+
+    def __init__(
+        self,
+        image_tower: Tower,
+        text_tower: Tower,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler | ReduceLROnPlateau] | None = None,
+        similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.loss = loss
+        self.similarity = similarity
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self.encoders: QueryEncoders | None = None
+
+    def forward(self, batch: PairBatch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
+        """Embeddings of both sides of a batch of pairs."""
+        return self.embed_images(batch.image), self.embed_texts(batch.text)
+
+    def embed_images(self, batch: FeatureBatch) -> Float[Tensor, "B E"]:
+        return self.image_tower(batch.x, batch.mask)
+
+    def embed_texts(self, batch: FeatureBatch) -> Float[Tensor, "B E"]:
+        return self.text_tower(batch.x, batch.mask)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Float[Tensor, ""]:
+        image, text = self(batch)
+        loss = self.loss(image, text, batch.image.image_ids)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int) -> Float[Tensor, "B E"]:
+        """Embed a batch of images (loader 0) or captions (loader 1); the retrieval callback gathers them."""
+        return self.embed_images(batch) if dataloader_idx == 0 else self.embed_texts(batch)
+
+    def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int) -> Float[Tensor, "B E"]:
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.parameters())
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        settings: dict[str, Any] = {"scheduler": scheduler, "monitor": "val/rsum"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # waits for a validation, all others step after each epoch
+            settings["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def fit_statistics(self, image_features: RaggedFeatures, text_features: RaggedFeatures) -> None:
+        """Set the standardisation of both towers from the features of the training split."""
+        for tower, features in ((self.image_tower, image_features), (self.text_tower, text_features)):
+            if tower.standardizer is not None:
+                tower.standardizer.fit(features.values)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `xmodal.models.checkpoint.load` needs to rebuild the model and its encoders."""
+        if self.encoders is not None:
+            checkpoint[CHECKPOINT_KEY] = self.encoders.checkpoint()
+
+    def encode_images(self, images: Sequence[str | Path | Image], batch_size: int = 256) -> Float[Tensor, "N E"]:
+        """Embeddings of photos from files or PIL images, on the CPU.
+
+        Raises:
+            DataError: a file that is absent or can't be decoded.
+            FeatureError: the image features were precomputed and ``image_encoder.made_by`` is not set.
+        """
+        return self._embed(self._known_encoders().image_features(images), self.embed_images, batch_size)
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "N E"]:
+        """Embeddings of sentences, on the CPU.
+
+        Raises:
+            FeatureError: the text features were precomputed and ``text_encoder.made_by`` is not set.
+        """
+        return self._embed(self._known_encoders().text_features(texts), self.embed_texts, batch_size)
+
+    def _known_encoders(self) -> QueryEncoders:
+        if self.encoders is None:
+            raise RuntimeError("This model has no encoders. Load it with xmodal.models.checkpoint.load(path).")
+        return self.encoders
+
+    @torch.no_grad()
+    def _embed(
+        self, features: RaggedFeatures, embed: Callable[[FeatureBatch], Tensor], batch_size: int
+    ) -> Float[Tensor, "N E"]:
+        """Embed N sets in batches, in evaluation mode, leaving the model's mode as it was."""
+        was_training = self.training
+        self.eval()
+        rows = torch.arange(len(features)).split(batch_size)
+        batches = (features.pad(chunk.numpy(), chunk.numpy()) for chunk in rows)
+        parts = [embed(FeatureBatch(*(part.to(self.device) for part in batch))).cpu() for batch in batches]
+        self.train(was_training)
+        return torch.cat(parts)
