@@ -1,0 +1,86 @@
+"""Interrupting a run and going on with it, without losing the best model or its score."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+
+
+class Resume(Checkpoint):
+    """Keeps ``last.ckpt`` of every epoch, and carries best checkpoint and score into the folder of the resumed run.
+
+    Lightning's own ``save_last`` writes only where the best has just been written, so that an interrupted run would go
+    on from its best epoch. It also forgets the best score when a run goes on in another folder: a worse epoch would
+    be taken for the best. (``Checkpoint`` has no code: it makes Lightning call this after all other callbacks, in the
+    order of the configuration, so that what they know of the epoch is kept.)
+
+    Args:
+        checkpoints: the run's folder of checkpoints.
+    """
+
+    def __init__(self, checkpoints: str | Path) -> None:
+        self.checkpoints = Path(checkpoints)
+        # of the epoch that ends: a plateau scheduler sees it only after checkpoints are saved
+        self._rsum: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rsum": self._rsum}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rsum = state_dict["rsum"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make up for the step of a plateau scheduler that the resumed checkpoint was saved before."""
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and self._rsum is not None:
+                config.scheduler.step(self._rsum)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._rsum = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._rsum = float(trainer.callback_metrics["val/rsum"])
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Runs before the callbacks take their state out of ``checkpoint``."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                state = checkpoint["callbacks"].get(callback.state_key)
+                if state and state["dirpath"] != callback.dirpath:
+                    self._adopt(state)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """In the first epoch there is no ``last.ckpt`` yet: keep the parameters as they are now."""
+        last = self.checkpoints / LAST
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0 and not last.exists():
+            trainer.save_checkpoint(last, weights_only=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.checkpoints / LAST, weights_only=False)
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        best = Path(state["best_model_path"])
+        if not best.is_file():  # the old folder was moved or removed: without the file its score means nothing
+            if state["best_model_path"]:
+                log.warning("The best checkpoint so far, %s, is gone: the best epoch is chosen among the next.", best)
+            state |= {"best_model_score": None, "best_k_models": {}, "best_model_path": "", "kth_best_model_path": ""}
+            state |= {"dirpath": str(self.checkpoints), "last_model_path": ""}
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        copy = self.checkpoints / best.name
+        shutil.copy2(best, copy)
+        state["dirpath"] = str(self.checkpoints)
+        state["best_model_path"] = state["kth_best_model_path"] = str(copy)
+        state["best_k_models"] = {str(copy): state["best_model_score"]}
+        state["last_model_path"] = ""
