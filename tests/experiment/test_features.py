@@ -1,0 +1,69 @@
+"""Roles of splits, and features in the order of the items."""
+
+import numpy as np
+import pytest
+
+from xmodal.data.items import Caption, ImageItem, Items
+from xmodal.errors import ConfigError, DataError
+from xmodal.experiment.features import load_dataset, text_features
+from xmodal.experiment.parts import build_parts
+
+
+def dataset(workshop, *overrides):
+    cfg = workshop.compose("features", *overrides)
+    return load_dataset(cfg, build_parts(cfg))
+
+
+def test_hold_out_moves_the_last_training_images_to_test(workshop):
+    whole = dataset(workshop).used
+    held = dataset(workshop, "data.splits.test=[absent]", "data.holdout=5").used
+    assert held.image_rows("train").tolist() == whole.image_rows("train")[:-5].tolist()
+    assert held.image_rows("test").tolist() == whole.image_rows("train")[-5:].tolist()
+    assert held.image_rows("val").tolist() == whole.image_rows("val").tolist()
+    assert len(held.caption_rows("test")) == 25
+
+
+def test_hold_out_beside_a_test_split_is_an_error(workshop):
+    with pytest.raises(ConfigError, match=r"data\.holdout=5 makes a test split.*already has one of 14 images"):
+        dataset(workshop, "data.holdout=5")
+
+
+def test_limit_keeps_the_first_images_of_each_split(workshop):
+    found = dataset(workshop, "data.limit=3")
+    assert [len(found.used.image_rows(role)) for role in ("train", "val", "test")] == [3, 3, 3]
+    assert len(found.full.images) == 66
+
+
+def test_split_without_captions_is_an_error(workshop):
+    class Source:
+        def load(self) -> Items:
+            images = tuple(ImageItem(i, split) for i, split in enumerate(("train", "val", "test")))
+            return Items("bare", images, (Caption(0, 0, "a dog"), Caption(1, 1, "a cat")))
+
+    cfg = workshop.compose("features")
+    parts = build_parts(cfg)
+    bare = type(parts)(Source(), parts.image_encoder, parts.text_encoder, parts.index)
+    with pytest.raises(DataError, match=r"images of bare for test have no captions.*data\.splits\.test="):
+        load_dataset(cfg, bare)
+
+
+def test_text_features_of_a_limited_run_come_from_its_own_training_captions(workshop):
+    cfg = workshop.compose("features", "data.limit=3", "features.store=false")
+    parts = build_parts(cfg)
+    found = load_dataset(cfg, parts)
+    features = text_features(cfg, parts, found)
+    assert len(features) == len(found.used.captions) == 45
+    encoder = parts.text_encoder
+    for row in (0, 17, 44):
+        (expected,) = encoder.encode([encoder.preprocess(found.used.captions[row].text)])
+        np.testing.assert_allclose(features[row], expected.numpy())
+
+
+def test_stored_text_features_are_those_in_memory(workshop):
+    rows = {}
+    for store in ("true", "false"):
+        cfg = workshop.compose("features", f"features.store={store}", "features.dtype=float32")
+        parts = build_parts(cfg)
+        rows[store] = text_features(cfg, parts, load_dataset(cfg, parts))
+    np.testing.assert_array_equal(rows["true"].values, rows["false"].values)
+    np.testing.assert_array_equal(rows["true"].offsets, rows["false"].offsets)

@@ -1,0 +1,83 @@
+"""Everything out of range is found at once, before data or weights are read."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from xmodal.errors import ConfigError
+from xmodal.experiment.parts import build_parts, query_encoder_config
+
+
+def changed(workshop, values, *overrides):
+    cfg = workshop.compose("parts", *overrides)
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def faults_of(cfg):
+    with pytest.raises(ConfigError) as raised:
+        build_parts(cfg)
+    return raised.value.faults
+
+
+def test_all_faults_of_all_parts_at_once(workshop):
+    values = {
+        "loss.margin": -1.0,
+        "embedding_dim": 0,
+        "text_aggregator.hidden_size": 0,
+        "model.image_tower.feature_dropout": 1.5,
+        "data.batch_size": 0,
+        "data.num_workers": -1,
+        "data.train_size": 0,
+        "data.limit": 0,
+        "text_encoder.window": -3,
+        "image_encoder.path": "/nowhere/features.npy",
+    }
+    faults = faults_of(changed(workshop, values, "text_aggregator=lstm"))
+    expected = [
+        "loss.margin must be positive and finite, found -1.0",
+        "embedding_dim must be at least 1, found 0",
+        "hidden_size must be at least 1, found 0",
+        "feature_dropout must lie in [0, 1), found 1.5",
+        "data.batch_size must be at least 1, found 0",
+        "data.num_workers must be at least 0, found -1",
+        "data.train_size must lie between 1 and 1000000, found 0",
+        "data.limit must be at least 1",
+        "text_encoder.window must be positive, found -3",
+        "/nowhere/features.npy doesn't exist",
+    ]
+    for text in expected:
+        assert [fault for fault in faults if text in fault], text
+    assert len(faults) == len(set(faults)) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.betas", [2.0, 0.9], r"optimizer: .*beta.*2\.0"),
+        ("trainer.accelerator", "abacus", r"trainer: .*abacus"),
+        ("trainer.limit_val_batches", 2.5, r"trainer: .*2\.5"),
+    ],
+)
+def test_values_that_torch_and_lightning_refuse_are_found_before_long_work(workshop, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build_parts(changed(workshop, {key: value}))
+
+
+def test_scheduler_that_torch_refuses(workshop):
+    with pytest.raises(ConfigError, match=r"scheduler: Factor should be < 1"):
+        build_parts(changed(workshop, {"scheduler.factor": 3.0}, "scheduler=plateau"))
+
+
+def test_encoder_of_new_items(workshop):
+    cfg = workshop.compose("parts")
+    assert query_encoder_config(cfg, "image") is None
+    assert query_encoder_config(cfg, "text")["_target_"] == "xmodal.encoders.fasttext.FastTextEncoder"
+    named = workshop.compose("parts", "image_encoder.made_by=vgg")
+    assert query_encoder_config(named, "image") == {
+        "_target_": "xmodal.encoders.vgg.VGGEncoder",
+        "depth": 16,
+        "weights": None,
+        "seed": 0,
+        "batch_size": 32,
+    }

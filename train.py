@@ -1,0 +1,51 @@
+"""Train and evaluate image↔text retrieval: compose → check → build → fit → test.
+
+`python train.py --help` lists the choices; every value of `conf/` can be set on the command line.
+"""
+
+import errno
+import sys
+from typing import NoReturn
+
+import hydra
+from omegaconf import DictConfig
+
+from xmodal.config.command_line import check_command_line, report
+from xmodal.config.sources import CONF_DIR
+from xmodal.errors import ConfigError, XmodalError
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """One run; returns ``val/rsum`` of the best epoch, for sweepers."""
+    from xmodal.experiment.run import Experiment  # brings torch, which --help and a misspelt key must not wait for
+
+    try:
+        experiment = Experiment.build(cfg)
+        experiment.fit()
+        experiment.test()
+        return experiment.finish()
+    except ConfigError as error:
+        stop(report(error.faults))
+    except XmodalError as error:
+        stop(str(error))
+    except KeyboardInterrupt:  # in training, Experiment.fit answers it itself
+        stop("Interrupted. Features finished so far are kept: the same command goes on from there.", exit_code=130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        stop(f"No space left for {cfg.paths.output_dir}. What was written before is kept: make room, then go on.")
+
+
+def stop(message: str, exit_code: int = 2) -> NoReturn:
+    """Say what is wrong, without a traceback, and leave (2: a fault that the user can put right)."""
+    print(message, file=sys.stderr)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    try:
+        check_command_line(sys.argv[1:])
+    except ConfigError as error:
+        stop(report(error.faults))
+    main()

@@ -1,0 +1,131 @@
+"""The parts a configuration names, constructed and checked together before any long work."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from xmodal.config.command_line import compose_choice
+from xmodal.config.values import plain
+from xmodal.encoders.protocol import Encoder
+from xmodal.errors import ConfigError
+from xmodal.features.precomputed import PrecomputedFeatures
+from xmodal.models.build import build_model, with_feature_widths
+
+log = logging.getLogger(__name__)
+
+LOADER_KEYS = ("batch_size", "num_workers", "holdout", "limit", "default_weights", "splits")
+_REFUSALS = (ValueError, TypeError, MisconfigurationException)  # of torch and Lightning
+_ANY_WIDTH = 8  # parts are constructed once on a small width to find values out of range before features exist
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What has no need of features to exist: the data source, both feature makers and the index."""
+
+    source: Any
+    image_encoder: Encoder | PrecomputedFeatures
+    text_encoder: Encoder | PrecomputedFeatures
+    index: Any
+
+
+def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) -> Parts:
+    """Construct every part of the configuration.
+
+    Args:
+        modalities: the sides whose files must be there.
+
+    Raises:
+        ConfigError: all values out of range, all files that are missing, in one message.
+    """
+    faults: list[str] = []
+    source = _attempt(lambda: instantiate(source_config(cfg)), faults)
+    image = _attempt(lambda: instantiate(cfg.image_encoder), faults)
+    text = _attempt(lambda: instantiate(cfg.text_encoder), faults)
+    index = _attempt(lambda: instantiate(cfg.index), faults)
+    faults += _model_faults(with_feature_widths(cfg, _ANY_WIDTH, _ANY_WIDTH))
+    _attempt(lambda: instantiate(cfg.trainer, logger=False, enable_checkpointing=False), faults, "trainer")
+    faults += _loader_faults(cfg)
+    faults += source.missing() if source is not None else []
+    needed = [encoder for side, encoder in (("image", image), ("text", text)) if side in modalities]
+    faults += [fault for encoder in needed if encoder is not None for fault in encoder.check()]
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    return Parts(source, image, text, index)
+
+
+def source_config(cfg: DictConfig) -> DictConfig:
+    """The data part without the keys that speak of loading, which the source itself does not take."""
+    return OmegaConf.create({key: value for key, value in plain(cfg.data).items() if key not in LOADER_KEYS})
+
+
+def query_encoder_config(cfg: DictConfig, modality: str) -> dict[str, Any] | None:
+    """The encoder of new items: the run's own, or the one that ``made_by`` names; None where it is unknown."""
+    own = cfg[f"{modality}_encoder"]
+    if "made_by" not in own:
+        return plain(own)
+    if own.made_by is None:
+        return None
+    return compose_choice(cfg, f"{modality}_encoder", own.made_by)
+
+
+def _attempt(build: Callable[[], Any], faults: list[str], foreign: str | None = None) -> Any:
+    """What ``build`` returns; values that a constructor refuses go into ``faults`` instead.
+
+    ``foreign`` is the key of a part that is not ours, whose own kinds of error are taken for a fault of that key.
+    """
+    try:
+        return build()
+    except (ConfigError, InstantiationException, *_REFUSALS) as error:
+        cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ConfigError):
+            faults.extend(cause.faults)
+        elif foreign and isinstance(cause, _REFUSALS):
+            faults.append(f"{foreign}: {cause}")
+        else:
+            raise
+    return None
+
+
+def _model_faults(cfg: DictConfig) -> list[str]:
+    """Faults of the model's parts, each constructed by itself: one that fails hides none of the others."""
+    faults: list[str] = []
+    for tower in (cfg.model.image_tower, cfg.model.text_tower):
+        _attempt(partial(instantiate, tower.aggregator), faults)
+        _attempt(partial(_projection, tower), faults)
+        _attempt(partial(instantiate, tower), faults)
+    _attempt(lambda: instantiate(cfg.model.loss), faults)
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = _attempt(lambda: instantiate(cfg.model.optimizer)(parameters), faults, "optimizer")
+    if optimizer is not None and cfg.model.get("scheduler") and cfg.model.scheduler.get("_target_"):
+        _attempt(lambda: instantiate(cfg.model.scheduler)(optimizer), faults, "scheduler")
+    return faults or _model_as_a_whole(cfg)
+
+
+def _projection(tower: DictConfig) -> Any:
+    return instantiate(tower.projection)(input_dim=_ANY_WIDTH)
+
+
+def _model_as_a_whole(cfg: DictConfig) -> list[str]:
+    faults: list[str] = []
+    _attempt(lambda: build_model(cfg), faults)
+    return faults
+
+
+def _loader_faults(cfg: DictConfig) -> list[str]:
+    limits = {"batch_size": 1, "num_workers": 0, "holdout": 0}
+    faults = [
+        f"data.{key} must be at least {least}, found {cfg.data[key]}."
+        for key, least in limits.items()
+        if cfg.data[key] < least
+    ]
+    if cfg.data.limit is not None and cfg.data.limit < 1:
+        faults.append(f"data.limit must be at least 1, or null for all items; found {cfg.data.limit}.")
+    return faults

@@ -1,0 +1,237 @@
+"""One run: build everything, fit, test the best epoch once, leave a complete record."""
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+
+from xmodal import tracking
+from xmodal.callbacks.gallery import draw_gallery
+from xmodal.callbacks.resume import LAST
+from xmodal.callbacks.retrieval import RetrievalEvaluation
+from xmodal.callbacks.run_record import RunRecord
+from xmodal.config.values import absolute_paths, resolved
+from xmodal.errors import XmodalError
+from xmodal.experiment.features import image_features, load_dataset, text_features
+from xmodal.experiment.parts import Parts, build_parts, query_encoder_config
+from xmodal.experiment.summary import print_summary
+from xmodal.features.datamodule import PairDataModule
+from xmodal.features.precomputed import PrecomputedFeatures
+from xmodal.models import checkpoint
+from xmodal.models.build import build_model, with_feature_widths
+from xmodal.models.dual_encoder import DualEncoder
+from xmodal.models.query_encoders import QueryEncoders
+
+log = logging.getLogger(__name__)
+
+# Lightning's own use of a deprecated name; no user of xmodal can do anything about it.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", module="pytorch_lightning")
+
+INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+
+
+@dataclass
+class Experiment:
+    """A run that is ready to fit; `build` makes one from a configuration."""
+
+    cfg: DictConfig
+    folder: Path
+    datamodule: PairDataModule
+    model: DualEncoder
+    trainer: pl.Trainer
+    record: RunRecord
+    retrieval: RetrievalEvaluation
+    metrics: dict[str, float]
+
+    @classmethod
+    def build(cls, cfg: DictConfig) -> "Experiment":
+        """Read and check data, encode what has not been encoded yet, make model, loggers and trainer.
+
+        Raises:
+            XmodalError: whatever is wrong with configuration, data, features or weights, before training starts.
+        """
+        cfg = absolute_paths(cfg.copy())
+        parts = build_parts(cfg)
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        datamodule = build_datamodule(cfg, parts)
+        cfg = with_feature_widths(cfg, datamodule.image_features.feature_dim, datamodule.text_features.feature_dim)
+        model = build_model(cfg)
+        fit_statistics(model, datamodule)
+        model.encoders = _query_encoders(cfg, parts)
+        folder = run_folder(cfg)
+        OmegaConf.save(OmegaConf.create(model.encoders.config), folder / "config.yaml")
+        callbacks = build_callbacks(cfg, folder)
+        record, retrieval = callbacks["record"], callbacks["retrieval"]
+        assert isinstance(record, RunRecord)
+        assert isinstance(retrieval, RetrievalEvaluation)
+        loggers = build_loggers(cfg, folder)
+        tracking.log_config(loggers, model.encoders.config)
+        trainer = instantiate(
+            cfg.trainer, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder)
+        )
+        return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {})
+
+    def fit(self) -> None:
+        """Train; on Ctrl-C say how to go on and leave with exit code 130.
+
+        Raises:
+            XmodalError: not a single step was made, so that there is no model.
+        """
+        with self._tracked():
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.cfg.ckpt_path, weights_only=True)
+            if not self._best.exists():
+                self._take_last_for_best()
+        epoch = checkpoint.read(self._best)["epoch"]
+        figures = {name: value for name, value in self.record.row_of(epoch).items() if "/" in name}
+        self.metrics = {**self.metrics, **figures, "best_epoch": epoch}
+
+    def test(self) -> None:
+        """Evaluate the best checkpoint once on ``test``; where there is none, say so and evaluate it on ``val``."""
+        has_test = self.cfg.test and self.datamodule.items.has_split("test")
+        if not has_test:
+            reason = "test=false" if not self.cfg.test else f"{self.datamodule.items.name} has no test split"
+            log.info("%s: only the figures on val are reported.", reason)
+        with self._tracked():
+            self._evaluate("test" if has_test else "val")
+            self.record.write_metrics(self.metrics)  # before anything is drawn
+            self._draw("test" if has_test else "val")
+
+    def finish(self) -> float | None:
+        """Write metrics.json, end the trackers, print the table; returns the best ``val/rsum``."""
+        self.record.write_metrics(self.metrics)
+        tracking.finish(self.trainer.loggers, self.metrics)
+        if self.trainer.is_global_zero:
+            print_summary(self.metrics, self.folder)
+        return self.metrics.get("val/rsum")
+
+    @property
+    def _best(self) -> Path:
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def _evaluate(self, role: str) -> None:
+        """Add the figures of the best checkpoint on ``val`` or ``test`` to the metrics."""
+        run = self.trainer.test if role == "test" else self.trainer.validate
+        run(self.model, self.datamodule, ckpt_path=str(self._best), verbose=False, weights_only=True)
+        found = {k: round(float(v), 5) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{role}/")}
+        self.metrics |= found
+
+    def _take_last_for_best(self) -> None:
+        """Training ended before its first validation (``trainer.max_steps``, ``trainer.max_time``)."""
+        last = self._best.with_name(LAST)
+        if not last.exists():
+            raise XmodalError("Training ended before its first step. Raise trainer.max_epochs, max_steps or max_time.")
+        log.info("No epoch was validated: the parameters as they are now are taken for the best.")
+        shutil.copy2(last, self._best)
+        self._evaluate("val")
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """On any failure the trackers are told; on Ctrl-C the user is told how to go on."""
+        try:
+            yield
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            self._leave_interrupted()
+        except BaseException:
+            tracking.finish(self.trainer.loggers, {}, exit_code=1)
+            raise
+
+    def _draw(self, role: str) -> None:
+        if self.retrieval.retrieved is None or not self.trainer.is_global_zero:
+            return
+        path = self.folder / f"gallery_{role}.png"
+        draw_gallery(self.datamodule.items, self.retrieval.retrieved, path, f"{self.datamodule.items.name}, {role}")
+        tracking.log_picture(self.trainer.loggers, f"{role}/gallery", path, self.trainer.global_step)
+
+    def _leave_interrupted(self) -> None:
+        if not self.trainer.interrupted:
+            raise SystemExit(1)
+        tracking.finish(self.trainer.loggers, {}, exit_code=INTERRUPTED)
+        last = self._best.with_name(LAST)
+        if last.exists():
+            print(f"Interrupted. To go on, add to the same command: ckpt_path={last}", file=sys.stderr)
+        else:
+            print("Interrupted before the first training step; features extracted so far are kept.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED)
+
+
+def build_datamodule(cfg: DictConfig, parts: Parts) -> PairDataModule:
+    """Items and features of the run, in memory."""
+    dataset = load_dataset(cfg, parts)
+    return PairDataModule(
+        dataset.used,
+        image_features(cfg, parts, dataset),
+        text_features(cfg, parts, dataset),
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+    )
+
+
+def fit_statistics(model: DualEncoder, datamodule: PairDataModule) -> None:
+    """Set the standardisation of both towers from the training split: each image once, each caption once."""
+    model.fit_statistics(
+        datamodule.image_features.select(datamodule.image_rows("train")),
+        datamodule.text_features.select(datamodule.caption_rows("train")),
+    )
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """The folder that Hydra made for this job; outside a Hydra job, ``paths.output_dir/runs/manual``."""
+    folder = (
+        Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.initialized()
+        else Path(cfg.paths.output_dir) / "runs" / "manual"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def build_callbacks(cfg: DictConfig, folder: Path) -> dict[str, pl.Callback]:
+    """The callbacks of ``conf/callbacks`` by name, with the run's folders filled in.
+
+    Raises:
+        XmodalError: ``retrieval`` or ``record`` was left out; nothing would be evaluated or kept without them.
+    """
+    folders = {
+        "checkpoint": {"dirpath": str(folder / "checkpoints")},
+        "resume": {"checkpoints": str(folder / "checkpoints")},
+        "record": {"folder": str(folder)},
+    }
+    named = {name: node for name, node in cfg.callbacks.items() if node is not None}
+    absent = [name for name in ("retrieval", "record", "checkpoint") if name not in named]
+    if absent:
+        raise XmodalError(f"callbacks.{absent[0]} can't be left out: figures and checkpoints of the run come from it.")
+    if not cfg.get("logger") or not cfg.logger.get("_target_"):
+        named.pop("learning_rate", None)
+    return {name: instantiate(node, **folders.get(name, {})) for name, node in named.items()}
+
+
+def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The chosen logger; the jobs of a multirun share a W&B group called after the sweep's folder."""
+    if not cfg.get("logger") or not cfg.logger.get("_target_"):
+        return []
+    arguments: dict[str, Any] = {"save_dir": str(folder)}
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and "group" in cfg.logger and cfg.logger.group is None:
+        arguments["group"] = folder.parent.name
+    return [instantiate(cfg.logger, **arguments)]
+
+
+def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:
+    config = resolved(cfg)
+    config["query_encoders"] = {side: query_encoder_config(cfg, side) for side in ("image", "text")}
+    encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
+    prepared = {side: e for side, e in encoders.items() if not isinstance(e, PrecomputedFeatures)}
+    return QueryEncoders(config, prepared)
