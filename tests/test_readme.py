@@ -1,0 +1,122 @@
+"""Every command and Python block of the README is run; lines that need data not at hand are composed and checked."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xmodal.config.command_line import check_overrides, compose
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, flags=re.M | re.S)
+    for line in block.splitlines()
+    if line and not line.startswith("#")
+]
+SET_UP, COMMANDS = LINES[:2], LINES[2:]
+TRAINING = [line for line in COMMANDS if line.startswith("python train.py") and "--help" not in line]
+EXTRACTION = [line for line in COMMANDS if line.startswith("xmodal extract")]
+OTHERS = [line for line in COMMANDS if line not in TRAINING and line not in EXTRACTION]
+FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
+
+
+def needs_absent_data(line: str) -> bool:
+    return bool(re.search(r"\bdata=(?!scenes)|experiment=", line))
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"WANDB_MODE": "offline", "XMODAL_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_set_up_lines_come_first_and_are_what_ci_runs():
+    assert all(line.startswith("python3 -m venv .venv && .venv/bin/pip install") for line in SET_UP)
+    assert SET_UP[0].endswith("train.py")
+    assert SET_UP[1].endswith("pytest")
+    assert "head -n 2" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_command_is_of_a_known_kind():
+    assert OTHERS == ["python train.py --help"]
+    assert len(TRAINING) >= 10
+    assert len(EXTRACTION) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in TRAINING if not needs_absent_data(line)])
+def test_training_line_runs_end_to_end(line, outputs):
+    words = [sys.executable, *shlex.split(line)[1:]]
+    extra = [] if "debug=" in line else ["debug=fast", "data.limit=2"]
+    extra += ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"] if "debug=overfit" in line else []
+    done = run([*words, *extra, *FEW_SCENES, f"paths.output_dir={outputs}"], outputs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "image → text" in done.stdout
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING + EXTRACTION if needs_absent_data(line)])
+def test_line_with_absent_data_composes(line):
+    overrides = [word for word in shlex.split(line)[2:] if "=" in word]
+    assert check_overrides(overrides) == []
+    assert compose(overrides).data.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in EXTRACTION if not needs_absent_data(line)])
+def test_extraction_line_fills_the_store(line, outputs):
+    words = ["-m", "xmodal.cli", *shlex.split(line)[1:]]
+    done = run([sys.executable, *words, *FEW_SCENES, f"paths.output_dir={outputs}"], outputs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name.split("-")[0] for path in (outputs / "features" / "scenes").glob("*.h5")} == {"image", "text"}
+
+
+def test_help_explains_groups_and_keys(outputs):
+    done = run([sys.executable, "train.py", "--help"], outputs)
+    assert done.returncode == 0
+    table = [option for row in re.findall(r"^\| `.*\|$", TEXT, flags=re.M) for option in re.findall(r"`(\w+)`", row)]
+    assert len(table) > 30
+    missing = [word for word in ("image_encoder", "frcnn", "fasttext", "embedding_dim") if word not in done.stdout]
+    assert missing == []
+
+
+def test_table_of_groups_lists_the_options_of_conf():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`.*) \|$", TEXT, flags=re.M)
+    names = re.compile(r"`(\w+)`")
+    listed = {group: set(names.findall(options)) for groups, options in rows for group in names.findall(groups)}
+    for group, options in listed.items():
+        assert options == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+
+
+@pytest.mark.slow
+def test_python_blocks_run(outputs, monkeypatch):
+    """The first block on a model trained here, the second on embeddings made here."""
+    first, second = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
+    train = [sys.executable, "train.py", "debug=fast", "data.limit=2", "logger=none"]
+    done = run([*train, *FEW_SCENES, f"paths.output_dir={outputs}/py"], outputs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [best] = (outputs / "py").rglob("best.ckpt")
+    photo = next((outputs / "py" / "scenes").rglob("*.jpg"))
+    first = re.sub(r'"outputs/[^"]*best.ckpt"', repr(str(best)), first).replace('"photo.jpg"', repr(str(photo)))
+    names: dict = {}
+    exec(first, names)
+    assert (names["images"] @ names["texts"].T).shape == (1, 2)
+    rng = np.random.default_rng(0)
+    given = {
+        "image_embeddings": rng.normal(size=(4, 8)).astype(np.float32),
+        "text_embeddings": rng.normal(size=(8, 8)).astype(np.float32),
+        "image_ids": np.arange(4),
+        "text_image_ids": np.arange(8) % 4,
+    }
+    exec(second, given)
+    assert given["result"].ranks["t2i"].shape == (8,)
