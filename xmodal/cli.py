@@ -42,6 +42,8 @@ def extract(parsed: argparse.Namespace, overrides: Sequence[str]) -> int:
     from xmodal.experiment.features import image_features, load_dataset, text_features
     from xmodal.experiment.parts import build_parts
 
+    if not cfg.features.store:
+        raise ConfigError("features.store=false: extracting would keep nothing. Leave it out (debug=fast sets it too).")
     modalities = (parsed.only,) if parsed.only else ("image", "text")
     parts = build_parts(cfg, modalities)
     dataset = load_dataset(cfg, parts, modalities)

@@ -22,7 +22,7 @@ def wandb_logger(
     entity: str | None = None,
     name: str | None = None,
     group: str | None = None,
-    job_type: str | None = "train",
+    job_type: str | None = None,
     tags: Sequence[str] = (),
     notes: str | None = None,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",

@@ -81,3 +81,9 @@ def test_encoder_of_new_items(workshop):
         "seed": 0,
         "batch_size": 32,
     }
+
+
+def test_maker_that_would_be_trained_here_can_not_have_made_the_file(workshop, tmp_path):
+    chosen = ["text_encoder=precomputed", f"text_encoder.path={workshop.root / 'thumbnails.npy'}"]
+    with pytest.raises(ConfigError, match=r"text_encoder\.made_by=fasttext: vectors=null would be trained"):
+        build_parts(workshop.compose("parts", *chosen, "text_encoder.made_by=fasttext"))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from xmodal.errors import ConfigError, DataError
 from xmodal.models import checkpoint
 
 PLAIN = ("trainer.max_epochs=4", "model.image_tower.feature_dropout=0.0")
@@ -132,3 +133,14 @@ def test_moved_run_folder_can_be_resumed(workshop, stopped, tmp_path):
     copy = shutil.copytree(stopped[0].folder, tmp_path / "elsewhere")
     run = workshop.run("from-copy", *PLAIN, f"ckpt_path={copy / 'checkpoints' / 'last.ckpt'}", "test=false")
     assert run.experiment.trainer.global_step == 16
+
+
+def test_checkpoint_of_another_model_is_refused_before_anything_is_encoded(workshop, stopped):
+    with pytest.raises(ConfigError, match=r"another model.*embedding_dim: 16 in the checkpoint, 24 now"):
+        workshop.build("other", f"ckpt_path={last_of(stopped[0])}", "embedding_dim=24")
+
+
+def test_file_that_is_no_checkpoint_is_refused(workshop, tmp_path):
+    (tmp_path / "notes.ckpt").write_text("no checkpoint")
+    with pytest.raises(DataError, match=r"notes\.ckpt can't be read as a checkpoint"):
+        workshop.build("none", f"ckpt_path={tmp_path / 'notes.ckpt'}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 from scipy import io, sparse
 
 from xmodal.data.items import Caption, ImageItem, Items
@@ -301,10 +302,11 @@ def test_text_values_that_are_not_numbers_are_named(make_items, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("ids", [[4, 9, 0], ["a.jpg", "b.jpg", "c.jpg"]])
-def test_files_of_the_own_store_go_by_their_ids(letter_encoder, make_items, tmp_path: Path, ids: list[Any]) -> None:
+def test_files_of_the_own_store_go_by_their_ids(grid_encoder, make_items, tmp_path: Path, ids: list[Any]) -> None:
     store = FeatureStore(tmp_path)
     names = {"store": store, "data_name": "toy", "encoder_name": "letters", "data_fingerprint": "d", "dtype": "float32"}
-    path = extract(letter_encoder(), ["one", "three", ""], ids, **names)
+    photos = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    path = extract(grid_encoder(), photos, ids, **names)
     reverse = make_items([1, 1, 1], ids=ids[::-1])
     found = _load(path, reverse)
     stored = store.read(path)
@@ -312,6 +314,20 @@ def test_files_of_the_own_store_go_by_their_ids(letter_encoder, make_items, tmp_
         assert np.array_equal(found[row], stored[2 - row])
     with pytest.raises(FeatureError, match=r"3 image sets, but none for 1 of the 2 of toy, for example 'other'"):
         _load(path, make_items([1, 1], ids=[ids[0], "other"]))
+
+
+def test_files_of_the_own_store_must_be_of_the_same_side_and_captions(letter_encoder, make_items, tmp_path) -> None:
+    """Ids count from 0 in most data sets, on both sides: equal ids prove nothing."""
+    items = make_items([1, 1, 1])
+    texts, ids = [caption.text for caption in items.captions], [caption.caption_id for caption in items.captions]
+    names = {"store": FeatureStore(tmp_path), "data_name": "toy", "encoder_name": "letters"}
+    own = extract(letter_encoder(), texts, ids, data_fingerprint=items.caption_fingerprint(), **names)
+    assert len(_load(own, items, modality="text")) == 3
+    with pytest.raises(FeatureError, match="holds text features, expected image features"):
+        _load(own, items)
+    other = extract(letter_encoder(), texts, ids, data_fingerprint="of other captions", **names)
+    with pytest.raises(FeatureError, match="other captions than those of toy"):
+        _load(other, items, modality="text")
 
 
 def test_what_check_finds_before_anything_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xmodal.errors import ConfigError, FeatureError
 from xmodal.features.chunks import ChunkedFile
-from xmodal.features.store import FeatureFile, FeatureOrigin, FeatureStore, feature_key
+from xmodal.features.store import FeatureFile, FeatureOrigin, FeatureStore
 from xmodal.types import RaggedFeatures
 
 
@@ -79,12 +79,6 @@ def test_any_change_gives_another_key(origin: FeatureOrigin) -> None:
     assert len({origin.key, *(other.key for other in others)}) == 4
     same = FeatureOrigin({"weights": "abc", "encoder": "Toy"}, "data1", "float32")
     assert same.key == origin.key
-
-
-def test_the_key_of_an_encoder_is_that_of_its_fingerprint(letter_encoder) -> None:
-    encoder = letter_encoder()
-    assert feature_key(encoder, "d") == FeatureOrigin(encoder.fingerprint(), "d", "float16").key
-    assert feature_key(letter_encoder(broken={"a": 9.0}), "d") != feature_key(encoder, "d")
 
 
 def test_unknown_dtype() -> None:

@@ -14,7 +14,7 @@ def test_statistics_equal_numpy_over_all_rows(values):
     module = Standardizer(3)
     module.fit(values)
     deviation = values.astype(np.float64).std(axis=0)
-    constant = deviation <= 1e-6 * np.maximum(1, np.abs(values.mean(axis=0)))
+    constant = deviation <= 1e-6 * np.abs(values.astype(np.float64).mean(axis=0))
     np.testing.assert_allclose(module.mean, values.astype(np.float64).mean(axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(module.deviation, np.where(constant, 1, deviation), rtol=1e-4, atol=1e-6)
 

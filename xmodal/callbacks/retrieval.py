@@ -38,12 +38,12 @@ class RetrievalEvaluation(pl.Callback):
 
     Args:
         index: the kind of FAISS index (``conf/index``).
-        ks: cut-offs K of recall@K.
+        ks: cut-offs K of recall@K, beside 1, 5 and 10.
     """
 
     def __init__(self, index: Index, ks: Sequence[int] = (1, 5, 10)) -> None:
         self.index = index
-        self.ks = tuple(ks)
+        self.ks = tuple(sorted({1, 5, 10, *ks}))
         self.retrieved: Retrieved | None = None
         self._embeddings: dict[int, list[Tensor]] = {}
         self._rows: dict[int, list[Tensor]] = {}

@@ -66,6 +66,11 @@ class RunRecord(pl.Callback):
         if trainer.is_global_zero:
             _write_atomically(self.folder / HISTORY, _as_csv(self.history))
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed run with nothing left to train still has a history."""
+        if self.history and trainer.is_global_zero:
+            _write_atomically(self.folder / HISTORY, _as_csv(self.history))
+
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
 

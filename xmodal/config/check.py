@@ -221,6 +221,7 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _absent_groups,
         _split_roles,
         _never_validated,
+        _endless_cosine,
         _half_precision_on_cpu,
     )
     return [fault for rule in rules for fault in rule(cfg)]
@@ -289,6 +290,16 @@ def _never_validated(cfg: DictConfig) -> list[str]:
     return [
         f"trainer.check_val_every_n_epoch={every}: with trainer.max_epochs={epochs} no epoch would be validated, so "
         "none could be selected. Lower the first or raise the second."
+    ]
+
+
+def _endless_cosine(cfg: DictConfig) -> list[str]:
+    epochs = value_of(cfg, "scheduler.T_max")
+    if not isinstance(epochs, int) or epochs >= 1:
+        return []
+    return [
+        f"scheduler.T_max={epochs}: the cosine needs a number of epochs and takes it from trainer.max_epochs. Set "
+        "that, or choose scheduler=none, step or plateau."
     ]
 
 

@@ -5,11 +5,13 @@ Nothing here imports torch: ``python train.py --help`` has to answer at once.
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -67,8 +69,20 @@ class ConfigSource:
     def load(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config, without Hydra's node; raises what Hydra raises for bad overrides."""
         searched = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in self.extra)}]"] if self.extra else []
-        with hydra.initialize_config_dir(str(self.folder), version_base=HYDRA_VERSION_BASE, job_name="train"):
+        at = hydra.initialize_config_dir
+        with _beside_a_running_job(), at(str(self.folder), version_base=HYDRA_VERSION_BASE, job_name="train"):
             return hydra.compose(self.name, overrides=[*searched, *overrides])
+
+
+@contextmanager
+def _beside_a_running_job() -> Iterator[None]:
+    """Hydra composes once per process; inside a job of ``hydra.main`` its own state is put aside and given back."""
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        yield
+    finally:
+        state.hydra = outer
 
 
 def _holds(file: Path, key: str) -> bool:

@@ -97,7 +97,6 @@ def _features(
         num_workers=cfg.data.num_workers,
         description=f"{modality} features of {cfg.data.name}",
     )
-    log.info("%s features: %s", modality, path)
     return store.read(path)
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from xmodal.config.check import NOT_PARAMETERS
 from xmodal.config.command_line import compose_choice
+from xmodal.config.sources import absolute
 from xmodal.config.values import plain
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError
@@ -21,19 +24,21 @@ from xmodal.models.build import build_model, with_feature_widths
 
 log = logging.getLogger(__name__)
 
-LOADER_KEYS = ("batch_size", "num_workers", "holdout", "limit", "default_weights", "splits")
 _REFUSALS = (ValueError, TypeError, MisconfigurationException)  # of torch and Lightning
 _ANY_WIDTH = 8  # parts are constructed once on a small width to find values out of range before features exist
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What has no need of features to exist: the data source, both feature makers and the index."""
+    """What has no need of features to exist: the data source, what makes or reads features, encoders of new items.
+
+    ``makers`` holds, by modality, the encoders that made precomputed features, where ``made_by`` names them.
+    """
 
     source: Any
     image_encoder: Encoder | PrecomputedFeatures
     text_encoder: Encoder | PrecomputedFeatures
-    index: Any
+    makers: dict[str, Encoder]
 
 
 def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) -> Parts:
@@ -49,21 +54,23 @@ def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) 
     source = _attempt(lambda: instantiate(source_config(cfg)), faults)
     image = _attempt(lambda: instantiate(cfg.image_encoder), faults)
     text = _attempt(lambda: instantiate(cfg.text_encoder), faults)
-    index = _attempt(lambda: instantiate(cfg.index), faults)
+    makers = {side: maker for side in modalities if (maker := _attempt(partial(_maker, cfg, side), faults)) is not None}
+    _attempt(lambda: instantiate(cfg.index), faults)
     faults += _model_faults(with_feature_widths(cfg, _ANY_WIDTH, _ANY_WIDTH))
     _attempt(lambda: instantiate(cfg.trainer, logger=False, enable_checkpointing=False), faults, "trainer")
     faults += _loader_faults(cfg)
     faults += source.missing() if source is not None else []
     needed = [encoder for side, encoder in (("image", image), ("text", text)) if side in modalities]
+    needed += makers.values()
     faults += [fault for encoder in needed if encoder is not None for fault in encoder.check()]
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
-    return Parts(source, image, text, index)
+    return Parts(source, image, text, makers)
 
 
 def source_config(cfg: DictConfig) -> DictConfig:
     """The data part without the keys that speak of loading, which the source itself does not take."""
-    return OmegaConf.create({key: value for key, value in plain(cfg.data).items() if key not in LOADER_KEYS})
+    return OmegaConf.create({key: value for key, value in plain(cfg.data).items() if key not in NOT_PARAMETERS["data"]})
 
 
 def query_encoder_config(cfg: DictConfig, modality: str) -> dict[str, Any] | None:
@@ -73,7 +80,31 @@ def query_encoder_config(cfg: DictConfig, modality: str) -> dict[str, Any] | Non
         return plain(own)
     if own.made_by is None:
         return None
-    return compose_choice(cfg, f"{modality}_encoder", own.made_by)
+    config = compose_choice(cfg, f"{modality}_encoder", own.made_by)
+    files = {key: absolute(config[key]) for key in ("weights", "vectors") if _is_file(config.get(key))}
+    return {**config, **files}
+
+
+def _is_file(value: Any) -> bool:
+    """Whether a setting is a file or folder seen from here, and no name of published weights."""
+    return isinstance(value, str) and (Path(value).expanduser().exists() or value.endswith((".bin", ".vec", ".gz")))
+
+
+def _maker(cfg: DictConfig, modality: str) -> Encoder | None:
+    """The encoder that ``made_by`` of precomputed features names; None where there is none to make."""
+    made_by = cfg[f"{modality}_encoder"].get("made_by")
+    if made_by is None:
+        return None
+    config = query_encoder_config(cfg, modality)
+    assert config is not None
+    untrained = [key for key in ("vectors", "weights") if modality == "text" and config.get(key, key) is None]
+    if untrained:
+        raise ConfigError(
+            f"text_encoder.made_by={made_by}: {untrained[0]}=null would be trained on this data set, and so can't have "
+            f'made the file. Say which {untrained[0]} did: text_encoder.made_by="{made_by} {untrained[0]}=<file>".'
+        )
+    maker: Encoder = instantiate(config)
+    return maker
 
 
 def _attempt(build: Callable[[], Any], faults: list[str], foreign: str | None = None) -> Any:

@@ -23,7 +23,7 @@ from xmodal.callbacks.resume import LAST
 from xmodal.callbacks.retrieval import RetrievalEvaluation
 from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
-from xmodal.errors import XmodalError
+from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.features import image_features, load_dataset, text_features
 from xmodal.experiment.parts import Parts, build_parts, query_encoder_config
 from xmodal.experiment.summary import print_summary
@@ -31,7 +31,7 @@ from xmodal.features.datamodule import PairDataModule
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models import checkpoint
 from xmodal.models.build import build_model, with_feature_widths
-from xmodal.models.dual_encoder import DualEncoder
+from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 from xmodal.models.query_encoders import QueryEncoders
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class Experiment:
         """
         cfg = absolute_paths(cfg.copy())
         parts = build_parts(cfg)
+        if cfg.ckpt_path is not None:
+            check_resumable(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         datamodule = build_datamodule(cfg, parts)
         cfg = with_feature_widths(cfg, datamodule.image_features.feature_dim, datamodule.text_features.feature_dim)
@@ -234,4 +236,41 @@ def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:
     config["query_encoders"] = {side: query_encoder_config(cfg, side) for side in ("image", "text")}
     encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
     prepared = {side: e for side, e in encoders.items() if not isinstance(e, PrecomputedFeatures)}
-    return QueryEncoders(config, prepared)
+    for side, maker in parts.makers.items():
+        maker.prepare([], Path(cfg.paths.cache_dir))
+        _compare_widths(side, maker.feature_dim, cfg[f"{side}_aggregator"].feature_dim)
+    return QueryEncoders(config, prepared | parts.makers)
+
+
+def _compare_widths(side: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ConfigError(
+            f"{side}_encoder.made_by: the encoder gives vectors of width {found}, but the precomputed features have "
+            f"width {expected}. Name the encoder that made them."
+        )
+
+
+def check_resumable(cfg: DictConfig) -> None:
+    """Raise before any long work where ``ckpt_path`` is no checkpoint, or one of another model.
+
+    Raises:
+        DataError: not a checkpoint of xmodal.
+        ConfigError: naming the settings that differ.
+    """
+    saved = checkpoint.read(cfg.ckpt_path)[CHECKPOINT_KEY]["config"]
+    now, before = (tracking.flat_config(config) for config in (resolved(cfg), saved))
+    differing = [
+        f"{key}: {before.get(key)} in the checkpoint, {value} now"
+        for key, value in now.items()
+        if _shapes_the_model(key) and value != "???" and before.get(key) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"ckpt_path={cfg.ckpt_path} is of another model, which can't go on with these settings: "
+            f"{'; '.join(differing)}. Use the settings of its run (config.yaml beside it), or leave ckpt_path out."
+        )
+
+
+def _shapes_the_model(key: str) -> bool:
+    prefixes = ("embedding_dim", "image_aggregator.", "text_aggregator.", "model.image_tower.", "model.text_tower.")
+    return key.startswith(prefixes) or key in ("image_encoder._target_", "text_encoder._target_")

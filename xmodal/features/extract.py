@@ -69,7 +69,7 @@ def extract(
         raise FeatureError(f"{len(inputs)} inputs were given with {len(ids)} ids; each input needs one id.")
     if chunk_size < 1:
         raise ConfigError(f"features.chunk_size must be at least 1, found {chunk_size}.")
-    origin = FeatureOrigin(encoder.fingerprint(), data_fingerprint, dtype)
+    origin = FeatureOrigin(encoder.fingerprint(), data_fingerprint, dtype, encoder.modality)
     path = store.path(data_name, encoder_name, origin.key)
     target = ChunkedFile(path, origin, ids, encoder.batch_size, chunk_size)
     if target.is_complete():

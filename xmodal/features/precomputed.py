@@ -12,7 +12,7 @@ from xmodal.data.items import Items
 from xmodal.errors import ConfigError, FeatureError
 from xmodal.features.array_files import SUFFIXES, is_store_file, names_in, read_array
 from xmodal.features.object_arrays import Nested
-from xmodal.features.store import FeatureFile
+from xmodal.features.store import FeatureFile, FeatureOrigin
 from xmodal.types import RaggedFeatures
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class PrecomputedFeatures:
         if faults := self.check():
             raise FeatureError("\n".join(faults))
         if is_store_file(self._file()):
-            features = self._load_by_id(items)
+            features = self._load_by_id(items, full)
         elif self.modality == "image":
             features = self._load_images(items, full)
         else:
@@ -115,10 +115,11 @@ class PrecomputedFeatures:
             raise self.encode_error()
         return self.path
 
-    def _load_by_id(self, items: Items) -> RaggedFeatures:
+    def _load_by_id(self, items: Items, full: Items) -> RaggedFeatures:
         file = FeatureFile(self._file())
         file.verify()
         try:
+            self._require_same_data(file.origin, items, full)
             row_of = {str(item): row for row, item in enumerate(file.ids)}
             wanted = self._item_ids(items)
             absent = [item for item in wanted if str(item) not in row_of]
@@ -131,6 +132,19 @@ class PrecomputedFeatures:
             return _select(file.read(), np.array([row_of[str(item)] for item in wanted], dtype=np.int64))
         finally:
             file.close()
+
+    def _require_same_data(self, origin: FeatureOrigin, items: Items, full: Items) -> None:
+        """Ids alone prove nothing: most data sets count from 0, and so do captions and images."""
+        if origin.modality not in ("", self.modality):
+            raise FeatureError(f"{self.path} holds {origin.modality} features, expected {self.modality} features.")
+        if self.modality == "text" and origin.data_fingerprint not in (
+            full.caption_fingerprint(),
+            items.caption_fingerprint(),
+        ):
+            raise FeatureError(
+                f"{self.path} holds the features of other captions than those of {items.name} (their fingerprints "
+                "differ). Extract the features of this data set."
+            )
 
     def _load_images(self, items: Items, full: Items) -> RaggedFeatures:
         columns = image_columns(full)

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 
 from xmodal import __version__
-from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, FeatureError
 from xmodal.types import RaggedFeatures
 
+ENCODING = 1  # to be raised when an encoder comes to give other vectors for the same parameters and weights
 DTYPES = ("float16", "float32")
 
 
@@ -28,11 +28,13 @@ class FeatureOrigin:
         encoder: what ``Encoder.fingerprint()`` returned.
         data_fingerprint: digest of the ids and the content of the encoded items.
         dtype: ``float16`` or ``float32``, how the values are stored.
+        modality: ``image`` or ``text``; no part of the key, which the encoder's class makes differ.
     """
 
     encoder: dict[str, Any]
     data_fingerprint: str
     dtype: str = "float16"
+    modality: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -46,7 +48,7 @@ class FeatureOrigin:
     @property
     def key(self) -> str:
         """First 16 hex digits of the SHA-256 over encoder, data and dtype."""
-        text = json.dumps([self.encoder_json, self.data_fingerprint, self.dtype])
+        text = json.dumps([ENCODING, self.encoder_json, self.data_fingerprint, self.dtype])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def attributes(self) -> dict[str, str]:
@@ -57,14 +59,10 @@ class FeatureOrigin:
             "weights_digest": str(digest),
             "data_fingerprint": self.data_fingerprint,
             "dtype": self.dtype,
+            "modality": self.modality,
             "key": self.key,
             "xmodal_version": __version__,
         }
-
-
-def feature_key(encoder: Encoder, data_fingerprint: str, dtype: str = "float16") -> str:
-    """The key in the name of the file that ``encoder`` makes from the data with this fingerprint."""
-    return FeatureOrigin(encoder.fingerprint(), data_fingerprint, dtype).key
 
 
 class FeatureStore:
@@ -133,7 +131,8 @@ class FeatureFile:
     def origin(self) -> FeatureOrigin:
         """What made the file, as recorded in it."""
         found = self.attributes
-        return FeatureOrigin(json.loads(found["encoder"]), found["data_fingerprint"], found["dtype"])
+        made_by, modality = json.loads(found["encoder"]), found.get("modality", "")
+        return FeatureOrigin(made_by, found["data_fingerprint"], found["dtype"], modality)
 
     def select(self, rows: np.ndarray) -> RaggedFeatures:
         """The sets of ``rows``, in that order, read from disk one by one."""

@@ -63,7 +63,7 @@ class DualEncoder(pl.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Float[Tensor, ""]:
         image, text = self(batch)
         loss = self.loss(image, text, batch.image.image_ids)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         return loss
 
@@ -102,6 +102,8 @@ class DualEncoder(pl.LightningModule):
             DataError: a file that is absent or can't be decoded.
             FeatureError: the image features were precomputed and ``image_encoder.made_by`` is not set.
         """
+        if isinstance(images, (str, Path, Image)):
+            raise TypeError("encode_images takes a list of photos; for a single one: encode_images([photo]).")
         return self._embed(self._known_encoders().image_features(images), self.embed_images, batch_size)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "N E"]:
@@ -110,11 +112,14 @@ class DualEncoder(pl.LightningModule):
         Raises:
             FeatureError: the text features were precomputed and ``text_encoder.made_by`` is not set.
         """
+        if isinstance(texts, str):
+            raise TypeError("encode_texts takes a list of sentences; for a single one: encode_texts([sentence]).")
         return self._embed(self._known_encoders().text_features(texts), self.embed_texts, batch_size)
 
     def _known_encoders(self) -> QueryEncoders:
         if self.encoders is None:
             raise RuntimeError("This model has no encoders. Load it with xmodal.models.checkpoint.load(path).")
+        self.encoders.device = self.device
         return self.encoders
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from hydra.utils import instantiate
 from PIL.Image import Image
 
@@ -36,6 +37,7 @@ class QueryEncoders:
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
+        self.device = torch.device("cpu")  # where items are encoded; the model sets it to its own
         self._prepared = dict(prepared or {})
         self._states = dict(states or {})
         self._fingerprints = dict(fingerprints or {})
@@ -75,6 +77,7 @@ class QueryEncoders:
         """
         if modality not in self._prepared:
             self._prepared[modality] = self._restore(modality)
+        self._prepared[modality].to(self.device)
         return self._prepared[modality]
 
     def _restore(self, modality: Modality) -> Encoder:

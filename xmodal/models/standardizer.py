@@ -37,7 +37,7 @@ class Standardizer(nn.Module):
         mean = sum(values[i : i + _ROWS_AT_ONCE].astype(np.float64).sum(axis=0) for i in blocks) / len(values)
         squares = sum(((values[i : i + _ROWS_AT_ONCE] - mean) ** 2).sum(axis=0) for i in blocks)
         deviation = np.sqrt(squares / len(values))
-        constant = deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))
+        constant = deviation <= 1e-6 * np.abs(mean)  # rounding of a sum; a true spread, however small, counts
         self.mean.copy_(torch.as_tensor(mean))
         self.deviation.copy_(torch.as_tensor(np.where(constant, 1.0, deviation)))
 
