@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,11 @@ def test_wandb_is_told_of_a_failure(workshop):
     experiment.trainer.callbacks[0].on_train_batch_end = fail
     with pytest.raises(RuntimeError, match="no more"):
         experiment.fit()
-    assert offline_run(offline_folders(experiment.folder)[0]).exit_codes == [1]
+    folder = offline_folders(experiment.folder)[0]
+    end = time.monotonic() + 60  # another process of W&B writes the file
+    while not (codes := offline_run(folder).exit_codes) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert codes == [1]
 
 
 def test_tensorboard_has_figures_and_the_gallery(workshop):
