@@ -57,10 +57,3 @@ def test_encoders_into_the_store(tmp_path: Path) -> None:
     assert [line["name"] for line in found] == ["frcnn, 4 items", "fasttext, 20 items", "bert, 20 items"]
     assert [line["unit"] for line in found] == ["images/s", "captions/s", "captions/s"]
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_encoders_on_real_photos(real_data: Path, tmp_path: Path) -> None:
-    options = ("--data", str(real_data / "flickr8k"), "--encoder=frcnn", "--min-size=64", "--limit=3")
-    (line,) = comparisons(run("encoders.py", *options, "--captions=5", "--repeats=1", folder=tmp_path))
-    assert line["name"] == "frcnn, 3 items"

@@ -69,6 +69,8 @@ def test_training_line_runs_end_to_end(words, outputs):
     done = run([sys.executable, *words, f"paths.output_dir={outputs}"], outputs)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "image → text" in done.stdout
+    if "debug=fast" in words:
+        assert "Extracting" not in done.stdout + done.stderr, "debug=fast writes nothing into the feature store"
 
 
 @pytest.mark.parametrize("line", [line for line in TRAINING + EXTRACTION if needs_absent_data(line)])

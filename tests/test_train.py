@@ -157,16 +157,6 @@ def root_of(settings: Sequence[str]) -> Path:
 
 class TestWholeRuns:
     @pytest.mark.slow
-    def test_debug_fast_runs_end_to_end_and_stores_no_features(self, tmp_path):
-        run = completed(tmp_path, *TINY_SCENES, "debug=fast")
-        assert {"val/rsum", "test/rsum", "train/loss", "test/i2t_R1", "test/t2i_mAP"} <= set(run.metrics)
-        assert not (tmp_path / "features").exists()
-        folder = run.folders[-1]
-        for name in ("history.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "gallery_test.png", "train.log"):
-            assert (folder / name).is_file(), name
-        assert "random weights" in run.text
-
-    @pytest.mark.slow
     def test_debug_overfit_learns_its_items_by_heart(self, tmp_path):
         run = completed(tmp_path, "data.train_size=16", "data.val_size=1", "data.test_size=1", "debug=overfit")
         assert run.metrics["val/i2t_R1"] >= 95
@@ -388,7 +378,7 @@ class TestFaults:
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_goes_on_and_its_features_are_used_again(tmp_path):
+def test_a_killed_extraction_goes_on(tmp_path):
     settings = [*TINY_SCENES, "image_encoder.batch_size=2", "features.chunk_size=2"]
     quick = [*settings, "trainer.max_epochs=1", "logger=none"]
     process = started(tmp_path, *quick)
@@ -402,11 +392,7 @@ def test_a_killed_extraction_goes_on_and_its_features_are_used_again(tmp_path):
     already = re.search(r"\((\d+) of 16 already done\)", resumed.text)
     assert already is not None
     assert int(already[1]) >= 4
-    kept = resumed.features
-
-    other = completed(tmp_path, *quick, "image_encoder.seed=5")
-    assert len(other.features - kept) == 1  # the photos anew, the captions from the store
-    assert other.text.count("already done") == 1
+    assert len(resumed.features) == 2
 
 
 @pytest.mark.slow

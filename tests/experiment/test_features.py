@@ -1,5 +1,7 @@
 """Roles of splits, and features in the order of the items."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,7 @@ def test_split_without_captions_is_an_error(workshop):
 
     cfg = workshop.compose("features")
     parts = build_parts(cfg)
-    bare = type(parts)(Source(), parts.image_encoder, parts.text_encoder, parts.index)
+    bare = replace(parts, source=Source())
     with pytest.raises(DataError, match=r"images of bare for test have no captions.*data\.splits\.test="):
         load_dataset(cfg, bare)
 

@@ -1,8 +1,6 @@
 """What a run leaves with its tracker: an offline W&B folder and TensorBoard's event file, read back."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,25 +150,3 @@ def test_without_logger_the_record_is_the_same(workshop, tracked):
     names = {path.name for path in run.folder.iterdir()}
     assert {"metrics.json", "history.csv", "config.yaml", "checkpoints", "gallery_test.png"} == names
     assert run.experiment.metrics == tracked[0].experiment.metrics
-
-
-@pytest.mark.slow
-def test_jobs_of_a_multirun_are_runs_of_one_group(workshop, tmp_path):
-    shared = [
-        f"{key}={workshop.root / folder}" for key, folder in (("data.root", "scenes"), ("paths.cache_dir", "cache"))
-    ]
-    sizes = ["data.train_size=40", "data.val_size=12", "data.test_size=14", "data.image_size=48", "data.batch_size=64"]
-    image = ["image_encoder=precomputed", f"image_encoder.path={workshop.root / 'thumbnails.npy'}"]
-    text = ["text_encoder.vector_size=16", "text_encoder.epochs=1", "text_encoder.bucket=500"]
-    small = ["trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger.mode=offline"]
-    command = [sys.executable, "train.py", "-m", "embedding_dim=8,16", *shared, *sizes, *image, *text, *small]
-    done = subprocess.run(
-        [*command, f"paths.output_dir={tmp_path}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    (sweep,) = (tmp_path / "multirun").iterdir()
-    runs = [offline_run(folder) for job in ("0", "1") for folder in offline_folders(sweep / job)]
-    assert [run.config["embedding_dim"] for run in runs] == [8, 16]
-    assert [run.group for run in runs] == [sweep.name, sweep.name]
-    assert [run.exit_codes for run in runs] == [[0], [0]]
-    assert all("test/rsum" in run.summary for run in runs)
