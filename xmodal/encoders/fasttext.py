@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import gensim
 import torch
 
+from xmodal.atomic import complete_file
 from xmodal.encoders.weights import UNREADABLE, first_line
 from xmodal.encoders.word_vectors import WordVectors, read_vectors, train_vectors, unusable
 from xmodal.errors import ConfigError, WeightsError
@@ -207,14 +206,8 @@ def _read_cache(file: Path) -> WordVectors | None:
 
 def _write_cache(table: WordVectors, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, suffix=".part", delete=False) as part:
-        try:
-            torch.save(table.state(), part)
-            part.close()
-            os.replace(part.name, file)  # visible only when complete
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    with complete_file(file) as partial:
+        torch.save(table.state(), partial)
 
 
 def _reread(source: Path, expected: str) -> WordVectors:
