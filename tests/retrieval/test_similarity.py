@@ -32,7 +32,7 @@ def test_blocks_hold_every_row_once_in_order() -> None:
     blocks = Blocks(embeddings, order, 100, "dot", torch.device("cpu"), torch.float32)
     assert blocks.block_size == 128
     assert {blocks[i].shape for i in range(len(blocks))} == {(128, 16)}
-    rows = torch.cat([blocks[i][: blocks.rows_in(i), :5] for i in range(len(blocks))])
+    rows = torch.cat([blocks[i][: blocks.rows_in(i), :5].clone() for i in range(len(blocks))])
     torch.testing.assert_close(rows, embeddings[order], rtol=0, atol=0)
 
 

@@ -1,7 +1,7 @@
 """FAISS indexes for top-K search: exact, graph-based and compressed.
 
 An index class holds its settings alone; ``build`` makes a searchable ``Gallery``. Reported figures never come from
-here, they come from ``xmodal.retrieval.evaluate``.
+here, they come from ``xmodal.retrieval.evaluate``; ``index_recall`` says how close an approximate index comes.
 """
 
 import math
@@ -15,6 +15,7 @@ from xmodal.errors import ConfigError, FeatureError
 from xmodal.retrieval.similarity import as_tensor, check_similarity, count_zero_rows, unit_length
 
 _LARGEST_K_ON_GPU = 2048  # limit of FAISS
+_PRODUCTS_AT_A_TIME = 2**21  # of the coordinates of queries and of what was found for them, in float64
 
 
 class Gallery:
@@ -32,6 +33,11 @@ class Gallery:
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number and width of the vectors."""
+        return len(self), int(self._index.d)
 
     def search(
         self, queries: Float[np.ndarray, "Q E"], k: int
@@ -143,6 +149,52 @@ class IVFPQIndex:
         index.add(prepared)
         index.nprobe = min(self.probes, lists)
         return Gallery(index, similarity)
+
+
+def index_recall(
+    gallery: Gallery, vectors: Float[np.ndarray, "N E"], queries: Float[np.ndarray, "Q E"], k: int
+) -> float:
+    """Share of the exact top K that a gallery returns, in percent and as a mean over the queries.
+
+    ``100 / (Q·K) · #{(q, r) returned: s(q, r) ≥ s(q, exact_K(q))}`` with ``K = min(k, N)``, where ``exact_K(q)`` is the
+    last item of the exact top K and s is computed in float64. Of items that tie for the last place, any will do.
+
+    Args:
+        gallery: whatever an index built from ``vectors``.
+        vectors: all of them, in the same order.
+
+    Raises:
+        ConfigError: k below 1.
+        FeatureError: ``vectors`` of another number or width than the gallery's, no queries, queries of another width,
+            or NaN or infinity in either.
+    """
+    if vectors.shape != gallery.shape:
+        raise FeatureError(
+            f"vectors must be those that the gallery was built from, of shape {gallery.shape}; found {vectors.shape}"
+        )
+    _, returned = gallery.search(queries, k)
+    _, exact = FlatIndex().build(vectors, gallery.similarity).search(queries, k)
+    found, step = 0, max(1, _PRODUCTS_AT_A_TIME // (exact.shape[1] * vectors.shape[1]))
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        needed = _exact_scores(vectors, queries[rows], exact[rows], gallery.similarity).min(axis=1, keepdims=True)
+        scores = _exact_scores(vectors, queries[rows], returned[rows], gallery.similarity)
+        found += int(((scores >= needed) & (returned[rows] >= 0)).sum())
+    return 100.0 * found / exact.size
+
+
+def _exact_scores(
+    vectors: Float[np.ndarray, "N E"], queries: Float[np.ndarray, "q E"], rows: Int[np.ndarray, "q K"], similarity: str
+) -> Float[np.ndarray, "q K"]:
+    """Scores of the vectors in ``rows`` with their query, in float64; a missing one (row −1) has some score."""
+    chosen, asked = vectors[rows].astype(np.float64), queries[:, None].astype(np.float64)
+    if similarity == "euclidean":
+        return -np.square(chosen - asked).sum(axis=2)
+    products = (chosen * asked).sum(axis=2)
+    if similarity == "dot":
+        return products
+    length = np.linalg.norm(chosen, axis=2)  # that of the query changes no comparison
+    return products / np.where(length == 0, 1.0, length)
 
 
 def prepare(vectors: Float[np.ndarray, "N E"], name: str, similarity: str) -> Float[np.ndarray, "N E"]:

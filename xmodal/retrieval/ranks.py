@@ -1,7 +1,5 @@
 """Exact ranks of all true pairs, both directions from one blocked pass over the similarities."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xmodal.errors import FeatureError
-from xmodal.retrieval.similarity import Blocks, score
+from xmodal.retrieval.similarity import Blocks, Offsets, full_precision, score
 
 _WIDEST_TILE = 8  # columns of a tile per row of it: five captions an image make tiles that hold their own matches
+_KEPT_BYTES = 2**26  # of tiles with true pairs that are kept from their scoring to their counting
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,13 @@ class Ahead:
 
 
 def count_ahead(
-    image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], matches: Matches, similarity: str, block_size: int
+    image: Float[Tensor, "N E"],
+    text: Float[Tensor, "M E"],
+    matches: Matches,
+    similarity: str,
+    block_size: int,
+    i2t: Offsets | None = None,
+    t2i: Offsets | None = None,
 ) -> Ahead:
     """Count, for every true pair (i, t), the non-matching captions t' with ``s(i, t') ≥ s(i, t)`` and the
     non-matching images i' with ``s(i', t) ≥ s(i, t)``.
@@ -60,24 +65,14 @@ def count_ahead(
 
     Args:
         block_size: images per tile, rounded up to a multiple of 64.
+        i2t: added to the scores where images are the queries and captions the gallery.
+        t2i: added to the scores where captions are the queries and images the gallery.
 
     Raises:
         FeatureError: scores of true pairs that overflow.
     """
-    with torch.inference_mode(), _full_precision(image.device):
-        return _TiledPass(image, text, matches, similarity, block_size).run()
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor the shortened products (TF32, bfloat16) that a training loop may have allowed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type=device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with torch.inference_mode(), full_precision(image.device):
+        return _TiledPass(image, text, matches, similarity, block_size, i2t, t2i).run()
 
 
 class _TilePairs(NamedTuple):
@@ -103,6 +98,8 @@ class _TiledPass:
         matches: Matches,
         similarity: str,
         block_size: int,
+        i2t: Offsets | None,
+        t2i: Offsets | None,
     ) -> None:
         device = image.device
         dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
@@ -121,26 +118,39 @@ class _TiledPass:
         self.scores = torch.empty(tile, dtype=dtype, device=device)
         self.less = torch.empty(tile, dtype=dtype, device=device)  # not bool, whose sums are ten times slower
         self.target = torch.empty(len(rows), dtype=dtype, device=device)
+        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.i2t = _Correction.of(i2t, matches.image_order, matches.text_order, tile, self.scores)
+        self.t2i = _Correction.of(t2i, matches.text_order, matches.image_order, tile[::-1], self.scores)
+        self.rows, self.columns = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
 
     def run(self) -> Ahead:
         self._score_targets()
+        i2t_target = self.i2t.of_pairs(self.target, self.rows, self.columns)
+        t2i_target = self.t2i.of_pairs(self.target, self.columns, self.rows)
         captions, images = torch.zeros(2, len(self.target), dtype=torch.int64, device=self.target.device)
         for i in range(len(self.images)):
             image_block = self.images[i]
             for j in range(len(self.texts)):
-                score(image_block, self.texts[j], self.similarity, out=self.scores)
+                tile = self.kept.pop((i, j), None)
+                if tile is None:
+                    tile = score(image_block, self.texts[j], self.similarity, out=self.scores)
                 if (i, j) in self.tile_pairs:
                     rows, columns, _ = self.tile_pairs[i, j]
-                    self.scores[rows, columns] = -torch.inf  # a match never stands before a match
-                scores = self.scores[: self.images.rows_in(i), : self.texts.rows_in(j)]
-                self._add(captions, scores, self.less, self.image_slots.get(i, []))
-                self._add(images, scores.T, self.less.T, self.text_slots.get(j, []))
+                    tile[rows, columns] = -torch.inf  # a match never stands before a match
+                scores = tile[: self.images.rows_in(i), : self.texts.rows_in(j)]
+                i2t, t2i = self.i2t.of_tile(scores, i, j), self.t2i.of_tile(scores.T, j, i)
+                _add(captions, i2t, i2t_target, self.less, self.image_slots.get(i, []))
+                _add(images, t2i, t2i_target, self.less.T, self.text_slots.get(j, []))
         return Ahead(captions.cpu().numpy(), images.cpu().numpy())
 
     def _score_targets(self) -> None:
+        most_kept = _KEPT_BYTES // self.scores.nbytes
         for (i, j), (rows, columns, pairs) in self.tile_pairs.items():
-            score(self.images[i], self.texts[j], self.similarity, out=self.scores)
-            self.target[pairs] = self.scores[rows, columns]
+            tile = torch.empty_like(self.scores) if len(self.kept) < most_kept else self.scores
+            score(self.images[i], self.texts[j], self.similarity, out=tile)
+            self.target[pairs] = tile[rows, columns]
+            if tile is not self.scores:
+                self.kept[i, j] = tile
         overflown = int((~self.target.isfinite()).sum())
         if overflown:
             raise FeatureError(
@@ -148,13 +158,55 @@ class _TiledPass:
                 f"{len(self.target)} true pairs: scale the embeddings down, or use similarity=cosine"
             )
 
-    def _add(self, totals: Tensor, scores: Tensor, less: Tensor, slots: list[_Slot]) -> None:
-        """Add to ``totals`` how many columns of ``scores`` stand before each pair; a row is a query."""
-        for queries, pairs in slots:
-            rows = scores if len(queries) == len(scores) else scores[queries]
-            # Counting what is less, not what is at least as high, puts an overflow (NaN) before the match.
-            below = torch.lt(rows, self.target[pairs, None], out=less[: len(rows), : rows.shape[1]]).sum(dim=1)
-            totals[pairs] += rows.shape[1] - below.long()
+
+def _add(totals: Tensor, scores: Tensor, target: Tensor, less: Tensor, slots: list[_Slot]) -> None:
+    """Add to ``totals`` how many columns of ``scores`` stand before each pair; a row is a query."""
+    for queries, pairs in slots:
+        rows = scores if len(queries) == len(scores) else scores[queries]
+        # Counting what is less, not what is at least as high, puts an overflow (NaN) before the match.
+        below = torch.lt(rows, target[pairs, None], out=less[: len(rows), : rows.shape[1]]).sum(dim=1)
+        totals[pairs] += rows.shape[1] - below.long()
+
+
+class _Correction:
+    """The offsets of one direction in the order of its blocks; none leaves every score as it is.
+
+    A pair's score and the scores it is compared with are corrected by the same addition, so that equal ones stay equal.
+    """
+
+    def __init__(self, queries: Tensor | None, gallery: Tensor | None, tile: tuple[int, int]) -> None:
+        self._queries = queries
+        self._gallery = gallery
+        self._tile = tile
+
+    @classmethod
+    def of(
+        cls,
+        offsets: Offsets | None,
+        query_order: np.ndarray,
+        gallery_order: np.ndarray,
+        tile: tuple[int, int],
+        like: Tensor,
+    ) -> "_Correction":
+        if offsets is None:
+            return cls(None, None, tile)
+        queries = offsets.queries.to(like.device)[torch.from_numpy(query_order).to(like.device)]
+        gallery = offsets.gallery.to(like)[torch.from_numpy(gallery_order).to(like.device)]
+        return cls(queries, gallery, tile)
+
+    def of_tile(self, scores: Tensor, query_block: int, gallery_block: int) -> Tensor:
+        """The corrected scores of one tile, whose rows are queries."""
+        if self._queries is None or self._gallery is None:
+            return scores
+        row, column = query_block * self._tile[0], gallery_block * self._tile[1]
+        corrected = self._queries[row : row + scores.shape[0], None]
+        return torch.where(corrected, scores + self._gallery[column : column + scores.shape[1]], scores)
+
+    def of_pairs(self, scores: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
+        """The corrected scores of pairs, given by their positions in the order of the blocks."""
+        if self._queries is None or self._gallery is None:
+            return scores
+        return torch.where(self._queries[queries], scores + self._gallery[gallery], scores)
 
 
 def _pairs_of_tiles(

@@ -1,0 +1,139 @@
+"""The file an evaluation leaves behind: rank and values of every query, for tests and comparisons made later."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from xmodal.atomic import complete_file
+from xmodal.errors import DataError
+from xmodal.retrieval.inputs import as_ids
+from xmodal.retrieval.metrics import Queries
+
+_FORMAT = "xmodal evaluation"
+_VERSION = 1
+_HEADER = "header"
+_KINDS = {"ranks": "i", "groups": "iU", "folds": "i", "values": "f"}
+_WHAT_TO_DO = "Name a file evaluation_*.npz of a run folder; `xmodal evaluate RUN` writes it."
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The queries of one evaluation and what it was an evaluation of.
+
+    Attributes:
+        name: the evaluation, such as ``test`` or ``test_folds5``; figures are called ``<name>/i2t_R1`` ….
+        data_name: the data set.
+        similarity: ``cosine``, ``dot`` or ``euclidean``.
+        queries: of every direction; their groups are the image ids that the data set gave, integers or strings.
+    """
+
+    name: str
+    data_name: str
+    similarity: str
+    queries: dict[str, Queries]
+
+
+def write_record(path: Path, record: EvaluationRecord) -> None:
+    """Write a compressed ``.npz`` without pickled objects, visible only when it is complete.
+
+    It holds a JSON ``header`` and the arrays ``i2t.ranks``, ``i2t.groups``, ``i2t.folds``, ``i2t.values.R1`` …; values
+    keep their float64, so that figures come out the same to the last digit.
+
+    Raises:
+        DataError: groups that are neither integers nor strings.
+        OSError: the folder is absent or full; the file that was there before stays as it was.
+    """
+    with complete_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **_as_arrays(record))
+
+
+def read_record(path: Path) -> EvaluationRecord:
+    """Read what ``write_record`` wrote; equal to what was written.
+
+    Raises:
+        DataError: the file is absent, damaged, of a later format, or something else; nothing in it is executed.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such file. `xmodal evaluate RUN` leaves an evaluation in the run's folder."
+        )
+    arrays = _arrays_in(path)
+    header = _header(path, arrays)
+    try:
+        queries = {way: _queries(arrays, way, names) for way, names in header["directions"].items()}
+        return EvaluationRecord(str(header["name"]), str(header["data"]), str(header["similarity"]), queries)
+    except (KeyError, ValueError, AttributeError, TypeError) as fault:
+        raise _damaged(path, fault) from fault
+
+
+def _as_arrays(record: EvaluationRecord) -> dict[str, Any]:
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "name": record.name,
+        "data": record.data_name,
+        "similarity": record.similarity,
+        "directions": {way: list(side.values) for way, side in record.queries.items()},
+    }
+    arrays: dict[str, Any] = {_HEADER: np.array(json.dumps(header))}
+    for way, side in record.queries.items():
+        groups, _ = as_ids(side.groups, side.groups, len(side.groups), len(side.groups))  # objects would be pickled
+        arrays |= {f"{way}.ranks": side.ranks, f"{way}.groups": groups, f"{way}.folds": side.folds}
+        arrays |= {f"{way}.values.{name}": values for name, values in side.values.items()}
+    return arrays
+
+
+def _arrays_in(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array, not an evaluation. {_WHAT_TO_DO}")
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as fault:
+        raise _damaged(path, fault) from fault
+
+
+def _header(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    try:
+        header = json.loads(str(arrays[_HEADER]))
+        is_ours = header["format"] == _FORMAT
+    except (KeyError, ValueError, TypeError):
+        is_ours = False
+    if not is_ours:
+        found = ", ".join(sorted(arrays)[:5]) or "nothing"
+        raise DataError(f"{path} is no evaluation of xmodal: it holds {found}. {_WHAT_TO_DO}")
+    if header["version"] != _VERSION:
+        raise DataError(
+            f"{path} is an evaluation in format {header['version']}, and this version of xmodal reads format "
+            f"{_VERSION}: evaluate again with this version, or read it with the one that wrote it"
+        )
+    return header
+
+
+def _queries(arrays: Mapping[str, np.ndarray], way: str, names: list[str]) -> Queries:
+    ranks, groups, folds = (_column(arrays, way, name) for name in ("ranks", "groups", "folds"))
+    values = {name: _column(arrays, way, f"values.{name}") for name in names}
+    if len({len(column) for column in (ranks, groups, folds, *values.values())}) > 1:
+        raise ValueError(f"the arrays of {way} differ in length")
+    return Queries(ranks, values, groups, folds)
+
+
+def _column(arrays: Mapping[str, np.ndarray], way: str, name: str) -> np.ndarray:
+    column = arrays[f"{way}.{name}"]
+    if column.ndim != 1 or column.dtype.kind not in _KINDS[name.split(".")[0]]:
+        raise ValueError(f"{way}.{name} is {column.dtype} {column.shape}")
+    return column
+
+
+def _damaged(path: Path, fault: Exception) -> DataError:
+    return DataError(
+        f"{path} can't be read as an evaluation ({type(fault).__name__}: {fault}): it is damaged, or something else. "
+        "`xmodal evaluate RUN` writes it again."
+    )
