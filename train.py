@@ -17,7 +17,7 @@ from xmodal.errors import ConfigError, XmodalError
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """One run; returns ``val/rsum`` of the best epoch, for sweepers."""
+    """One run; returns the monitored figure of the best epoch, for sweepers."""
     from xmodal.experiment.run import Experiment  # brings torch, which --help and a misspelt key must not wait for
 
     try:
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     except XmodalError as error:
         stop(str(error))
     except KeyboardInterrupt:  # in training, Experiment.fit answers it itself
-        stop("Interrupted. Features finished so far are kept: the same command goes on from there.", exit_code=130)
+        stop("Interrupted. What was finished (features, checkpoints, figures) is kept.", exit_code=130)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

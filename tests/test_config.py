@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from xmodal.config.annotations import accepted, signature
-from xmodal.config.check import check
+from xmodal.config.check import check, monitors
 from xmodal.config.command_line import check_command_line, check_overrides, compose, compose_choice, report
 from xmodal.config.sources import CONF_DIR, default_data_dir
 from xmodal.config.suggestions import did_you_mean, likely_keys
 from xmodal.config.values import absolute_paths, all_keys, has_key, resolved
 from xmodal.errors import ConfigError
+from xmodal.retrieval.evaluate import evaluate_retrieval
 
 TRAIN = CONF_DIR.parent / "train.py"
 
@@ -334,6 +336,13 @@ def test_weights_are_pretrained_null_or_a_path_that_exists(tmp_path: Path) -> No
         (["trainer=cpu", "trainer.precision=16-mixed"], "a CPU has no float16 training"),
         (["+data.splits.dev=[val]"], "data.splits.dev: there is no such role."),
         (["data.splits.val=[]"], "data.splits.val=[]: a run needs at least one split to select the best epoch by."),
+        (
+            ["monitor=val/rsun"],
+            "monitor=val/rsun: no validation gives it. Did you mean 'val/rsum'? Choices: val/rsum, ",
+        ),
+        (["monitor=val/loss"], "monitor=val/loss: less of it is better, and the highest wins."),
+        (["monitor=val/t2i_R20"], "monitor=val/t2i_R20: no validation gives it."),
+        (["monitor=val/i2i_mAP"], "monitor=val/i2i_mAP: no validation gives it."),
         (["~data"], "data: a run needs one"),
         (["+loss.margine=3"], "takes no such parameter. Did you mean 'margin'?"),
         (["loss._target_=xmodal.losses.triplet.TripletLos"], "Did you mean 'TripletLoss'?"),
@@ -343,6 +352,18 @@ def test_weights_are_pretrained_null_or_a_path_that_exists(tmp_path: Path) -> No
 def test_choices_that_do_not_go_together(argv: list[str], expected: str) -> None:
     found = faults(*argv)
     assert any(expected in fault for fault in found), found
+
+
+def test_every_figure_of_which_more_is_better_can_be_monitored() -> None:
+    random = np.random.default_rng(0)
+    sides = random.normal(size=(2, 12, 3)), np.arange(12), np.arange(12)
+    for labels, relevance in ((None, "instance"), (np.arange(12) % 3, "class")):
+        result = evaluate_retrieval(*sides[0], *sides[1:], ks=(1, 5, 10, 20), image_labels=labels)
+        figures = {f"val/{name}" for name in result.metrics if not name.endswith(("medR", "meanR"))}
+        cfg = compose([f"data.relevance={relevance}", "callbacks.retrieval.ks=[20]"])
+        assert set(monitors(cfg)) == figures
+    assert faults("monitor=val/t2i_R20", "callbacks.retrieval.ks=[1,20]") == ()
+    assert faults("monitor=val/t2t_mAP", "data.relevance=class") == ()
 
 
 # --- paths and folders -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def wandb_logger(
     notes: str | None = None,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     log_model: bool = False,
+    monitor: str = "val/rsum",
 ) -> WandbLogger:
     """A W&B logger that never asks: ``mode=auto`` is online where a key is configured and offline elsewhere.
 
@@ -35,6 +36,7 @@ def wandb_logger(
     Args:
         save_dir: folder in which W&B puts its ``wandb/`` folder.
         log_model: upload checkpoints as artifacts (online only).
+        monitor: the figure whose highest value the summary shows.
     """
     import wandb
 
@@ -55,7 +57,7 @@ def wandb_logger(
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off"),
     )
-    run.define_metric("val/rsum", summary="max")
+    run.define_metric(monitor, summary="max")
     if chosen == "offline":
         log.info("W&B is offline. To upload this run later: wandb sync %s", Path(run.settings.sync_dir))
     elif chosen == "online":

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,3 +56,18 @@ def test_absent_photos_are_shown_by_their_id(tmp_path):
     paths = [tmp_path / "here.png", tmp_path / "absent.png", tmp_path / "broken.jpg"]
     picture = pixels(draw_gallery(items(paths, ["x", "y", "z"]), retrieved(3), tmp_path / "gallery.png", "some"))
     assert (abs(picture - [0, 0, 255]).sum(axis=2) < 30).sum() > 1000  # the one that is there
+
+
+def test_by_class_what_is_found_of_the_same_label_is_a_hit(tmp_path):
+    """Image 0 finds the captions of its own class alone, none of its own."""
+    labelled = tuple(ImageItem(i, "test", None, label) for i, label in enumerate("aab"))
+    some = Items("some", labelled, tuple(Caption(i, i, "") for i in range(3)))
+    plain = retrieved(3)
+    others = np.array([[1, -1, -1], [0, -1, -1], [-1, -1, -1]])
+    counts = []
+    for labels in (None, some.labels):
+        found = replace(plain, captions_of_images=others, images_of_captions=others, labels=labels)
+        picture = pixels(draw_gallery(some, found, tmp_path / "gallery.png", "some"))
+        counts.append((abs(picture - [0x1A, 0x7F, 0x37]).sum(axis=2) < 20).sum())
+    assert counts[0] == 0
+    assert counts[1] > 100

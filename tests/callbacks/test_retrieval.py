@@ -15,7 +15,7 @@ from xmodal.losses.triplet import TripletLoss
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.projection import Projection
 from xmodal.models.tower import Tower
-from xmodal.retrieval.index import FlatIndex
+from xmodal.retrieval.index import FlatIndex, IVFPQIndex
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
 
 
@@ -28,19 +28,19 @@ def model(loss: TripletLoss, lr: float = 0.0) -> DualEncoder:
     return DualEncoder(tower(), tower(), loss, partial(torch.optim.SGD, lr=lr))
 
 
-def datamodule(images: int = 8, captions: int = 3, batch_size: int = 4) -> PairDataModule:
+def datamodule(images: int = 8, captions: int = 3, batch_size: int = 4, **options: str) -> PairDataModule:
     random = np.random.default_rng(0)
     splits = ["train"] * images + ["val"] * images
     items = Items(
         "some",
-        tuple(ImageItem(i, split) for i, split in enumerate(splits)),
+        tuple(ImageItem(i, split, label="abc"[i % 3]) for i, split in enumerate(splits)),
         tuple(Caption(i, i // captions, f"caption {i}") for i in range(2 * images * captions)),
     )
     sets = [
         [random.normal(size=(random.integers(1, 4), 5)).astype(np.float32) for _ in range(count)]
         for count in (2 * images, 2 * images * captions)
     ]
-    return PairDataModule(items, *(RaggedFeatures.from_sets(s) for s in sets), batch_size=batch_size)
+    return PairDataModule(items, *(RaggedFeatures.from_sets(s) for s in sets), batch_size=batch_size, **options)
 
 
 def trained(module, data, callback, epochs=2, **options):
@@ -131,6 +131,76 @@ def test_found_items_are_the_nearest():
         scores = image[query] @ text.T
         rank = 1 + int((scores[torch.tensor(~own)] >= scores[torch.tensor(own)].max()).sum())
         assert found.result.ranks["i2t"][query] == rank
+
+
+def embeddings_of(module, data, found):
+    with torch.no_grad():
+        return (
+            module.embed_images(data.image_features.pad(found.image_rows, found.image_rows)),
+            module.embed_texts(data.text_features.pad(found.caption_rows, found.caption_rows)),
+        )
+
+
+def naive_map(queries, gallery, query_labels, gallery_labels, is_itself=False):
+    """Mean over queries of the average precision over all items of the query's class."""
+    precisions = []
+    for q, label in enumerate(query_labels):
+        order = sorted(range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g]))
+        ranked = [gallery_labels[g] == label for g in order if not (is_itself and g == q)]
+        places = [place + 1 for place, match in enumerate(ranked) if match]
+        if places:
+            precisions.append(sum((n + 1) / place for n, place in enumerate(places)) / len(places))
+    return 100 * sum(precisions) / len(precisions)
+
+
+@pytest.mark.parametrize("batches", [1.0, 2])
+def test_by_class_all_items_of_one_label_are_matches(batches):
+    callback, data = RetrievalEvaluation(FlatIndex()), datamodule(relevance="class")
+    module = model(TripletLoss())
+    (row,) = trained(module, data, callback, epochs=1, limit_val_batches=batches)
+    found = callback.retrieved
+    assert len(found.caption_rows) == (24 if batches == 1.0 else 8)
+    image, text = embeddings_of(module, data, found)
+    of_image = ["abc"[i % 3] for i in found.image_rows]
+    of_text = ["abc"[data.items.captions[i].image % 3] for i in found.caption_rows]
+    expected = {
+        "i2t": naive_map(image, text, of_image, of_text),
+        "t2i": naive_map(text, image, of_text, of_image),
+        "i2i": naive_map(image, image, of_image, of_image, is_itself=True),
+        "t2t": naive_map(text, text, of_text, of_text, is_itself=True),
+    }
+    assert {way: row[f"val/{way}_mAP"] for way in expected} == pytest.approx(expected, abs=1e-3)
+    assert found.is_match(8, 11)
+    assert not found.is_match(8, 9)
+
+
+def test_by_instance_labels_count_for_nothing():
+    callback = RetrievalEvaluation(FlatIndex())
+    (row,) = trained(model(TripletLoss()), datamodule(), callback, epochs=1)
+    assert not [name for name in row if name.startswith(("val/i2i", "val/t2t"))]
+    assert callback.retrieved.is_match(8, 8)
+    assert not callback.retrieved.is_match(8, 11)
+
+
+def test_approximate_index_is_compared_with_the_exact_lists():
+    index = IVFPQIndex(codes=2, bits=2)  # coarse enough to miss some
+    callback, data = RetrievalEvaluation(index), datamodule()
+    module = model(TripletLoss())
+    (row,) = trained(module, data, callback, epochs=1)
+    image, text = embeddings_of(module, data, callback.retrieved)
+    for way, queries, gallery, lists in (
+        ("i2t", image, text, callback.retrieved.captions_of_images),
+        ("t2i", text, image, callback.retrieved.images_of_captions),
+    ):
+        exact = (queries @ gallery.T).topk(5).indices.tolist()
+        found = sum(len(set(own) & set(best)) for own, best in zip(lists.tolist(), exact, strict=True))
+        assert 0 < found < 5 * len(queries)
+        assert row[f"val/{way}_index_recall@5"] == pytest.approx(100 * found / (5 * len(queries)))
+
+
+def test_exact_index_has_no_recall_of_its_own():
+    (row,) = trained(model(TripletLoss()), datamodule(), RetrievalEvaluation(FlatIndex()), epochs=1)
+    assert not [name for name in row if "index_recall" in name]
 
 
 def test_training_loss_is_the_loss_of_the_embeddings():

@@ -141,3 +141,19 @@ def test_image_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert given_digest.image_fingerprint({tmp_path / "a": "0" * 64}) != given_digest.image_fingerprint()
     with pytest.raises(DataError, match=r"gone\.jpg"):
         Items("one", (ImageItem(0, "train", tmp_path / "gone.jpg"),), ()).image_fingerprint()
+
+
+def test_ids_and_labels_are_whole_numbers_or_else_strings() -> None:
+    images = tuple(ImageItem(100 + row, "train", label=row % 3) for row in range(4))
+    items = Items("some", images, ())
+    assert (items.image_ids.dtype, items.image_ids.tolist()) == (np.int64, [100, 101, 102, 103])
+    assert items.labels.tolist() == [0, 1, 2, 0]
+    mixed = replace(items, images=(replace(images[0], image_id="x7", label="art"), replace(images[1], image_id=2**70)))
+    assert mixed.image_ids.tolist() == ["x7", str(2**70)]
+    assert mixed.labels.tolist() == ["art", "1"]
+
+
+def test_labels_of_images_without_one_are_an_error() -> None:
+    bare = Items("some", (ImageItem(7, "train", label="art"), ImageItem(8, "train")), ())
+    with pytest.raises(DataError, match=r"1 of the 2 images of some have none, the first of them 8.*column label"):
+        bare.labels  # noqa: B018

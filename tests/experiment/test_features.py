@@ -9,6 +9,7 @@ from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import ConfigError, DataError
 from xmodal.experiment.features import load_dataset, text_features
 from xmodal.experiment.parts import build_parts
+from xmodal.experiment.run import build_datamodule
 
 
 def dataset(workshop, *overrides):
@@ -47,6 +48,27 @@ def test_split_without_captions_is_an_error(workshop):
     bare = replace(parts, source=Source())
     with pytest.raises(DataError, match=r"images of bare for test have no captions.*data\.splits\.test="):
         load_dataset(cfg, bare)
+
+
+def test_relevance_by_class_needs_labels_before_anything_is_encoded(workshop):
+    with pytest.raises(DataError, match=r"66 of the 66 images of scenes have none.*data\.relevance=instance"):
+        dataset(workshop, "data.relevance=class")
+
+
+def test_relevance_and_labels_reach_the_loaders(workshop):
+    cfg = workshop.compose("features", "data.relevance=class", "data.limit=5")
+    parts = build_parts(cfg)
+    scenes = parts.source.load()
+
+    class Labelled:
+        def load(self) -> Items:
+            return replace(scenes, images=tuple(replace(im, label=i % 2) for i, im in enumerate(scenes.images)))
+
+    found = build_datamodule(cfg, replace(parts, source=Labelled()))
+    assert found.relevance == "class"
+    assert found.labels.tolist() == [image.label for image in found.items.images]
+    assert len(found.labels) == 15
+    assert build_datamodule(workshop.compose("features", "data.limit=5"), parts).labels is None
 
 
 def test_text_features_of_a_limited_run_come_from_its_own_training_captions(workshop):

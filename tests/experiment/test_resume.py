@@ -129,6 +129,15 @@ def test_plateau_scheduler_goes_on_where_it_was(workshop, stop_after):
     assert rates[0] == pytest.approx(rates[1])
 
 
+def test_by_another_figure_the_best_epoch_is_chosen_anew(workshop, stopped):
+    """The best rsum so far is no value of mean average precision, for the checkpoint or for the scheduler."""
+    run = workshop.run("other-figure", *PLAIN, f"ckpt_path={last_of(stopped[0])}", "monitor=val/i2t_mAP")
+    later = [row for row in run.experiment.record.history if row["epoch"] >= 2]
+    best = max(later, key=lambda row: row["val/i2t_mAP"])
+    assert run.experiment.metrics["best_epoch"] == best["epoch"]
+    assert run.score == best["val/i2t_mAP"]
+
+
 def test_moved_run_folder_can_be_resumed(workshop, stopped, tmp_path):
     copy = shutil.copytree(stopped[0].folder, tmp_path / "elsewhere")
     run = workshop.run("from-copy", *PLAIN, f"ckpt_path={copy / 'checkpoints' / 'last.ckpt'}", "test=false")

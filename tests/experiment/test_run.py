@@ -9,10 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.callbacks import EarlyStopping
 
 from xmodal.errors import DataError, XmodalError
 from xmodal.experiment.run import Experiment
 from xmodal.models import checkpoint
+from xmodal.retrieval.metrics import named_figures
+from xmodal.retrieval.record import read_record
 from xmodal.types import FeatureBatch
 
 FIGURES = ("R1", "R5", "R10", "medR", "meanR", "mAP")
@@ -21,6 +24,11 @@ FIGURES = ("R1", "R5", "R10", "medR", "meanR", "mAP")
 def history(folder):
     with (folder / "history.csv").open(encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def csv_columns(folder):
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
+        return next(csv.reader(file))
 
 
 def metrics(folder):
@@ -69,7 +77,7 @@ def naive_metrics(model, datamodule, role):
 def test_run_folder_is_complete(plain_run):
     names = {path.relative_to(plain_run.folder).as_posix() for path in plain_run.folder.rglob("*") if path.is_file()}
     wanted = {"metrics.json", "history.csv", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-    assert wanted | {"gallery_test.png", "csv/metrics.csv"} <= names
+    assert wanted | {"gallery_test.png", "evaluation_test.npz", "csv/metrics.csv"} <= names
     assert not [name for name in names if name.startswith(".")]
 
 
@@ -80,6 +88,65 @@ def test_metrics_json_is_flat_and_has_every_name(plain_run):
     assert wanted <= found.keys()
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in found.values())
     assert plain_run.score == found["val/rsum"]
+
+
+def test_every_figure_of_the_test_has_an_interval(plain_run):
+    found = metrics(plain_run.folder)
+    ends = {name.removesuffix("_low") for name in found if name.endswith("_low")}
+    assert ends == {name.removesuffix("_high") for name in found if name.endswith("_high")}
+    figures = {name for name in found if name.startswith("test/") and not name.endswith(("_low", "_high"))}
+    assert ends == figures - {"test/loss"}
+    assert all(found[f"{name}_low"] <= found[name] <= found[f"{name}_high"] for name in ends)
+    assert found["test/rsum_low"] < found["test/rsum"] < found["test/rsum_high"]
+
+
+def test_intervals_are_of_the_final_evaluation_alone(plain_run):
+    names = [*history(plain_run.folder)[0], *csv_columns(plain_run.folder)]
+    assert "test/i2t_R1" in names
+    assert not [name for name in names if name.endswith(("_low", "_high"))]
+
+
+def test_record_of_queries_gives_the_figures_again(plain_run):
+    record = read_record(plain_run.folder / "evaluation_test.npz")
+    items, found = plain_run.experiment.datamodule.items, metrics(plain_run.folder)
+    assert (record.name, record.data_name, record.similarity) == ("test", "scenes", "cosine")
+    ids = [items.images[row].image_id for row in items.image_rows("test")]
+    assert record.queries["i2t"].groups.tolist() == ids
+    assert record.queries["t2i"].groups.tolist() == [image for image in ids for _ in range(5)]
+    named = {f"test/{name}": value for name, value in named_figures(record.queries).items()}
+    assert named == pytest.approx({name: found[name] for name in named}, abs=1e-5)
+
+
+def test_interrupted_resampling_leaves_figures_and_queries(workshop, monkeypatch):
+    experiment = workshop.build("resampling", "trainer.max_epochs=1")
+    experiment.fit()
+
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xmodal.experiment.run.bootstrap_intervals", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.test()
+    found = metrics(experiment.folder)
+    assert {"val/rsum", "test/rsum", "test/t2i_nDCG@10"} <= found.keys()
+    record = read_record(experiment.folder / "evaluation_test.npz")
+    assert record.queries["t2i"].metrics()["R1"] == pytest.approx(found["test/t2i_R1"], abs=1e-5)
+
+
+def test_any_figure_of_validation_can_choose_the_best_epoch(workshop):
+    settings = ("monitor=val/t2i_mAP", "scheduler=plateau", "callbacks=early_stopping", "bootstrap=0")
+    run = workshop.run("monitored", *settings, "trainer.max_epochs=4")
+    rows, found = history(run.folder), metrics(run.folder)
+    best = max(rows, key=lambda row: row["val/t2i_mAP"])
+    assert found["best_epoch"] == best["epoch"]
+    assert run.score == found["val/t2i_mAP"] == best["val/t2i_mAP"]
+    assert f"t2i_mAP {best['val/t2i_mAP']:.1f}  (" in run.output
+    stopping = next(c for c in run.experiment.trainer.callbacks if isinstance(c, EarlyStopping))
+    assert float(stopping.best_score) == pytest.approx(best["val/t2i_mAP"], abs=1e-4)
+    plateau = run.experiment.trainer.lr_scheduler_configs[0].scheduler
+    assert float(plateau.best) == pytest.approx(best["val/t2i_mAP"], abs=1e-4)
+    assert not [name for name in found if name.endswith("_low")]
+    assert "interval" not in run.output
 
 
 def test_history_has_one_row_per_epoch(plain_run):
@@ -129,9 +196,11 @@ def test_gallery_is_a_picture_with_hits_and_misses(plain_run):
 
 def test_summary_names_figures_and_files(plain_run):
     found = metrics(plain_run.folder)
-    for text in ("image → text", "text → image", str(plain_run.folder), "gallery_test.png", "checkpoints/best.ckpt"):
+    files = ("evaluation_test.npz", "gallery_test.png", "checkpoints/best.ckpt")
+    for text in ("image → text", "text → image", str(plain_run.folder), *files):
         assert text in plain_run.output
     assert f"{found['test/rsum']:.1f}" in plain_run.output
+    assert f"{found['test/rsum_low']:.0f}–{found['test/rsum_high']:.0f}" in plain_run.output
 
 
 def test_config_yaml_builds_the_same_experiment_again(plain_run, workshop):
@@ -158,6 +227,8 @@ def test_without_a_test_split_only_val_is_reported(workshop):
     assert not [name for name in found if name.startswith("test/")]
     assert "scenes has no test split" in run.output
     assert found["val/rsum"] == run.score
+    assert found["val/rsum_low"] < found["val/rsum"] < found["val/rsum_high"]
+    assert read_record(run.folder / "evaluation_val.npz").name == "val"
     assert (run.folder / "gallery_val.png").exists()
     assert list((run.folder).glob("gallery_test.png")) == []
 

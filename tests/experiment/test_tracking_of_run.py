@@ -102,6 +102,8 @@ def test_wandb_summary_has_the_best_epoch_and_the_test(tracked):
     run, found, _ = tracked
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     assert {name: found.summary[name] for name in metrics} == pytest.approx(metrics)
+    assert "test/rsum_low" in metrics
+    assert not [name for row in found.history for name in row if name.endswith(("_low", "_high"))]
 
 
 def test_wandb_has_the_gallery(tracked):
@@ -148,5 +150,6 @@ def test_tensorboard_has_figures_and_the_gallery(workshop):
 def test_without_logger_the_record_is_the_same(workshop, tracked):
     run = workshop.run("none")
     names = {path.name for path in run.folder.iterdir()}
-    assert {"metrics.json", "history.csv", "config.yaml", "checkpoints", "gallery_test.png"} == names
+    files = {"metrics.json", "history.csv", "config.yaml", "evaluation_test.npz", "gallery_test.png"}
+    assert names == files | {"checkpoints"}
     assert run.experiment.metrics == tracked[0].experiment.metrics

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -214,3 +216,20 @@ def test_wrong_counts_and_parameters(items: Items) -> None:
         PairDataModule(items, images, texts, batch_size=0)
     with pytest.raises(ConfigError, match=r"data.num_workers must be 0 or more, found -1"):
         PairDataModule(items, images, texts, num_workers=-1)
+    with pytest.raises(ConfigError, match=r"data\.relevance must be instance or class, found 'label'"):
+        PairDataModule(items, images, texts, relevance="label")
+
+
+def test_by_class_there_is_a_label_for_every_image(items: Items) -> None:
+    labels = [f"kind {row % 3}" for row in range(len(COUNTS))]
+    images = tuple(replace(image, label=label) for image, label in zip(items.images, labels, strict=True))
+    labelled = replace(items, images=images)
+    features = _marked([1] * 8), _marked([1] * 18)
+    assert PairDataModule(labelled, *features, relevance="class").labels.tolist() == labels
+    assert PairDataModule(labelled, *features).labels is None
+
+
+def test_relevance_by_class_without_labels_is_an_error(items: Items) -> None:
+    images = tuple(replace(image, label=None if row in (2, 5) else row) for row, image in enumerate(items.images))
+    with pytest.raises(DataError, match=r"2 of the 8 images of \w+ have none, the first of them .*relevance=instance"):
+        PairDataModule(replace(items, images=images), _marked([1] * 8), _marked([1] * 18), relevance="class")

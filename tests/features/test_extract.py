@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -220,72 +222,80 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "slow_extraction.py"
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "slow_extraction.py"
     path.write_text(SCRIPT)
     return path
 
 
-def _start(script: Path, root: Path, pause: float, **environment: str) -> subprocess.Popen:
-    variables = {**os.environ, "PAUSE": str(pause), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, str(script), str(root)]
-    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def slow_extraction(start: Callable[..., Any], script: Path) -> Callable[..., Any]:
+    """Start the script; ``pause`` is how long a batch takes, in seconds."""
+    folder = script.parent
+    return lambda root, pause, **changes: start([str(script), str(root)], folder, PAUSE=str(pause), **changes)
 
 
-def _wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(slow_extraction: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run that nothing stopped."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert slow_extraction(root, 0).finish().returncode == 0
+    [path] = root.glob("toy/*.h5")
+    return path
+
+
+def _wait_for(condition: Callable[[], bool], process: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.finish()
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.005)
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_continues_and_ends_like_one_that_was_not(script: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert _start(script, whole, 0).wait(300) == 0
-    process = _start(script, killed, 0.05)
-    _wait_for(lambda: len(list(killed.rglob("chunk-*.h5"))) >= 3, process)
+def test_a_killed_extraction_continues_and_ends_like_one_that_was_not(
+    slow_extraction: Callable[..., Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    process = slow_extraction(tmp_path, 0.05)
+    _wait_for(lambda: len(list(tmp_path.rglob("chunk-*.h5"))) >= 3, process)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
-    assert not list(killed.glob("toy/*.h5"))  # nothing that a later run could take for complete
-    finished = {path: path.stat().st_mtime_ns for path in killed.rglob("chunk-*.h5")}
-    process = _start(script, killed, 0.03)
-    _wait_for(lambda: len(list(killed.rglob("chunk-*.h5"))) > len(finished) + 1, process)
+    assert process.finish(10).returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("toy/*.h5"))  # nothing that a later run could take for complete
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("chunk-*.h5")}
+    process = slow_extraction(tmp_path, 0.03)
+    _wait_for(lambda: len(list(tmp_path.rglob("chunk-*.h5"))) > len(finished) + 1, process)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert process.wait(300) == 0
-    [one], [other] = whole.glob("toy/*.h5"), killed.glob("toy/*.h5")
-    _assert_same_datasets(one, other)
-    assert not list(killed.glob("toy/*.parts"))
+    assert process.finish().returncode == 0
+    [path] = tmp_path.glob("toy/*.h5")
+    _assert_same_datasets(undisturbed, path)
+    assert not list(tmp_path.glob("toy/*.parts"))
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_file_once(script: Path, tmp_path: Path) -> None:
-    processes = [_start(script, tmp_path / "f", 0.02) for _ in range(2)]
-    assert [process.wait(300) for process in processes] == [0, 0]
-    [path] = (tmp_path / "f").glob("toy/*.h5")
+def test_two_processes_make_the_file_once(slow_extraction: Callable[..., Any], tmp_path: Path) -> None:
+    processes = [slow_extraction(tmp_path, 0.02) for _ in range(2)]
+    assert [process.finish().returncode for process in processes] == [0, 0]
+    [path] = tmp_path.glob("toy/*.h5")
     assert len(FeatureStore(tmp_path).read(path)) == 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "kept"), [(100_000, 0), (600_000, 12)])
 def test_a_full_disk_keeps_what_is_finished_and_says_how_to_go_on(
-    script: Path, tmp_path: Path, limit: int, kept: int
+    slow_extraction: Callable[..., Any], undisturbed: Path, tmp_path: Path, limit: int, kept: int
 ) -> None:
     """The limit on file sizes stops the first chunk, or the final file, in the middle of a write."""
-    process = _start(script, tmp_path / "f", 0, LIMIT=str(limit))
-    _, message = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "FeatureError: No space left for features" in message
-    assert f"{kept} of 12 chunks are finished" in message
-    assert "Traceback" not in message
-    assert not list((tmp_path / "f").glob("toy/*.h5"))
-    assert not list((tmp_path / "f").rglob("*.tmp"))
-    assert _start(script, tmp_path / "f", 0).wait(300) == 0
-    assert _start(script, tmp_path / "whole", 0).wait(300) == 0
-    [one], [other] = (tmp_path / "f").glob("toy/*.h5"), (tmp_path / "whole").glob("toy/*.h5")
-    _assert_same_datasets(one, other)
+    done = slow_extraction(tmp_path, 0, LIMIT=str(limit)).finish()
+    assert done.returncode == 1
+    assert "FeatureError: No space left for features" in done.stderr
+    assert f"{kept} of 12 chunks are finished" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("toy/*.h5"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert slow_extraction(tmp_path, 0).finish().returncode == 0
+    [path] = tmp_path.glob("toy/*.h5")
+    _assert_same_datasets(undisturbed, path)
 
 
 def test_too_little_space_is_seen_before_the_final_file_is_written(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from xmodal.callbacks.retrieval import TOP_K, Retrieved
 from xmodal.data.images import read_image
-from xmodal.data.items import Items
+from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import DataError
 
 _HIT, _MISS, _INK = "#1a7f37", "#c62828", "#222222"
@@ -54,11 +54,11 @@ def _image_queries(figure: Any, items: Items, retrieved: Retrieved) -> None:
     for axes, query in _rows_of_axes(figure, sample_queries(ranks, _ROWS_PER_DIRECTION)):
         row = int(retrieved.image_rows[query])
         _show_image(axes[0], items, row, _INK, f"rank {ranks[query]}")
-        own = items.captions[int(np.flatnonzero(items.caption_images == row)[0])]
-        _show_text(axes[1], own.text or str(own.caption_id), _INK)
+        for own in np.flatnonzero(items.caption_images == row)[:1]:  # by class, an image without caption has matches
+            _show_text(axes[1], _words(items, items.captions[own]), _INK)
         for axis, position in _found(axes, retrieved.captions_of_images[query]):
             caption = items.captions[retrieved.caption_rows[position]]
-            _show_text(axis, caption.text or str(caption.caption_id), _HIT if caption.image == row else _MISS)
+            _show_text(axis, _words(items, caption), _HIT if retrieved.is_match(row, caption.image) else _MISS)
 
 
 def _text_queries(figure: Any, items: Items, retrieved: Retrieved) -> None:
@@ -66,11 +66,11 @@ def _text_queries(figure: Any, items: Items, retrieved: Retrieved) -> None:
     ranks = retrieved.result.ranks["t2i"]
     for axes, query in _rows_of_axes(figure, sample_queries(ranks, _ROWS_PER_DIRECTION)):
         caption = items.captions[retrieved.caption_rows[query]]
-        _show_text(axes[0], caption.text or str(caption.caption_id), _INK)
+        _show_text(axes[0], _words(items, caption), _INK)
         _show_image(axes[1], items, caption.image, _INK, f"rank {ranks[query]}")
         for axis, position in _found(axes, retrieved.images_of_captions[query]):
             row = int(retrieved.image_rows[position])
-            _show_image(axis, items, row, _HIT if row == caption.image else _MISS)
+            _show_image(axis, items, row, _HIT if retrieved.is_match(row, caption.image) else _MISS)
 
 
 def _found(axes: Any, positions: Int[np.ndarray, "K"]) -> list[tuple[Any, int]]:
@@ -88,7 +88,7 @@ def _rows_of_axes(figure: Any, queries: Int[np.ndarray, "Q"]) -> list[tuple[Any,
 def _show_image(axis: Any, items: Items, row: int, color: str, label: str = "") -> None:
     image = items.images[row]
     if image.path is None:
-        _show_text(axis, f"image {image.image_id}", color)
+        _show_text(axis, _with_label(f"image {image.image_id}", image), color)
         return
     try:
         picture = read_image(image.path)
@@ -97,6 +97,15 @@ def _show_image(axis: Any, items: Items, row: int, color: str, label: str = "") 
         return
     axis.imshow(picture)
     _frame(axis, color, label)
+
+
+def _words(items: Items, caption: Caption) -> str:
+    """The caption, or else its id and the label of its image."""
+    return caption.text or _with_label(str(caption.caption_id), items.images[caption.image])
+
+
+def _with_label(name: str, image: ImageItem) -> str:
+    return name if image.label is None else f"{name} ({image.label})"
 
 
 def _show_text(axis: Any, text: str, color: str) -> None:

@@ -24,31 +24,38 @@ class Resume(Checkpoint):
 
     Args:
         checkpoints: the run's folder of checkpoints.
+        monitor: the figure of validation that a plateau scheduler waits for.
     """
 
-    def __init__(self, checkpoints: str | Path) -> None:
+    def __init__(self, checkpoints: str | Path, monitor: str = "val/rsum") -> None:
         self.checkpoints = Path(checkpoints)
+        self.monitor = monitor
         # of the epoch that ends: a plateau scheduler sees it only after checkpoints are saved
-        self._rsum: float | None = None
+        self._monitored: float | None = None
+
+    @property
+    def state_key(self) -> str:
+        """With the figure's name: where a run goes on by another one, the value of the first means nothing."""
+        return self._generate_state_key(monitor=self.monitor)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rsum": self._rsum}
+        return {"monitored": self._monitored}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rsum = state_dict["rsum"]
+        self._monitored = state_dict["monitored"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the step of a plateau scheduler that the resumed checkpoint was saved before."""
         for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau) and self._rsum is not None:
-                config.scheduler.step(self._rsum)
+            if isinstance(config.scheduler, ReduceLROnPlateau) and self._monitored is not None:
+                config.scheduler.step(self._monitored)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._rsum = None
+        self._monitored = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._rsum = float(trainer.callback_metrics["val/rsum"])
+            self._monitored = float(trainer.callback_metrics[self.monitor])
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -3,13 +3,14 @@
 import csv
 import json
 import logging
-import os
 import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+
+from xmodal.atomic import complete_file
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,12 @@ class RunRecord(pl.Callback):
 
     Args:
         folder: the run directory.
+        monitor: the figure that the best epoch is chosen by.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, monitor: str = "val/rsum") -> None:
         self.folder = Path(folder)
+        self.monitor = monitor
         self.history: list[Row] = []
         self._started = time.monotonic()
         self._learning_rate = 0.0
@@ -62,14 +65,14 @@ class RunRecord(pl.Callback):
             if name == "train/loss" or (self._is_validated and name.startswith("val/"))  # else of an earlier epoch
         }
         self.history.append(row)
-        log.info("%s", _line(row))
+        log.info("%s", _line(row, self.monitor))
         if trainer.is_global_zero:
-            _write_atomically(self.folder / HISTORY, _as_csv(self.history))
+            _write(self.folder / HISTORY, _as_csv(self.history))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run with nothing left to train still has a history."""
         if self.history and trainer.is_global_zero:
-            _write_atomically(self.folder / HISTORY, _as_csv(self.history))
+            _write(self.folder / HISTORY, _as_csv(self.history))
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -84,17 +87,17 @@ class RunRecord(pl.Callback):
 
     def write_metrics(self, metrics: Row) -> None:
         """Write ``metrics.json``: flat names such as ``test/i2t_R1``."""
-        _write_atomically(self.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+        _write(self.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
-def _line(row: Row) -> str:
-    """One epoch in one line: losses, recall at 1, 5 and 10 in both directions, their sum, seconds since the start."""
+def _line(row: Row, monitor: str) -> str:
+    """One epoch in one line: losses, recall at 1, 5 and 10 in both directions, what is monitored, seconds so far."""
     parts = [f"epoch {row['epoch']:.0f}:"]
     parts += [f"{name} {row[name]:.4f}" for name in ("train/loss", "val/loss") if name in row]
     for direction in ("i2t", "t2i"):
         recalls = [f"{row[name]:.1f}" for k in (1, 5, 10) if (name := f"val/{direction}_R{k}") in row]
         parts += [f"{direction} R@1/5/10 {' '.join(recalls)}"] if recalls else []
-    parts += [f"rsum {row['val/rsum']:.1f}"] if "val/rsum" in row else []
+    parts += [f"{monitor.removeprefix('val/')} {row[monitor]:.1f}"] if monitor in row else []
     return "  ".join([*parts, f"({row['seconds']:.0f} s)"])
 
 
@@ -107,7 +110,6 @@ def _as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _write(path: Path, text: str) -> None:
+    with complete_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -21,7 +21,9 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "ckpt_path": ("str | None", None),
     "name": ("str | None", None),
     "tags": ("list", None),
+    "monitor": ("str", None),
     "test": ("bool", None),
+    "bootstrap": ("int", 0),
     "features.dtype": ("Literal['float16', 'float32']", None),
     "features.store": ("bool", None),
     "features.device": ("str", None),
@@ -30,6 +32,7 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "data.num_workers": ("int", 0),
     "data.holdout": ("int", 0),
     "data.limit": ("int | None", 1),
+    "data.relevance": ("Literal['instance', 'class']", None),
     "data.default_weights": ("str | None", None),
     "data.splits": ("dict", None),
     "data.splits.train": ("list", None),
@@ -46,7 +49,9 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "paths.features_dir": ("str", None),
     "paths.cache_dir": ("str", None),
 }
-NOT_PARAMETERS = {"data": {"batch_size", "num_workers", "holdout", "limit", "default_weights", "splits"}}
+NOT_PARAMETERS = {
+    "data": {"batch_size", "num_workers", "holdout", "limit", "relevance", "default_weights", "splits"},
+}
 _HUGGING_FACE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -220,6 +225,7 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _features_only,
         _absent_groups,
         _split_roles,
+        _unknown_monitor,
         _never_validated,
         _endless_cosine,
         _half_precision_on_cpu,
@@ -291,6 +297,31 @@ def _never_validated(cfg: DictConfig) -> list[str]:
         f"trainer.check_val_every_n_epoch={every}: with trainer.max_epochs={epochs} no epoch would be validated, so "
         "none could be selected. Lower the first or raise the second."
     ]
+
+
+def _unknown_monitor(cfg: DictConfig) -> list[str]:
+    """Best epoch, early stopping and scheduler go by a figure of validation of which more is better."""
+    monitor, known = value_of(cfg, "monitor"), monitors(cfg)
+    if not isinstance(monitor, str) or monitor in known:
+        return []
+    reason = "less of it is better, and the highest wins" if monitor in _LESS_IS_BETTER else "no validation gives it"
+    return [f"monitor={monitor}: {reason}.{did_you_mean(monitor, known)} Choices: {', '.join(known)}."]
+
+
+def monitors(cfg: DictConfig) -> list[str]:
+    """The figures of validation that ``monitor`` can name, those of which more is better."""
+    ks = value_of(cfg, "callbacks.retrieval.ks")
+    cutoffs = sorted({1, 5, 10, *(k for k in ks if isinstance(k, int))}) if isinstance(ks, list) else (1, 5, 10)
+    recalls = [f"{kind}R{k}" for kind in ("", "fractional_") for k in cutoffs]
+    ways = ("i2t", "t2i", "i2i", "t2t") if value_of(cfg, "data.relevance") == "class" else ("i2t", "t2i")
+    names = [f"{way}_{name}" for way in ways for name in (*recalls, "mAP", "mAP@R", "RPrecision", "nDCG@10")]
+    return [f"val/{name}" for name in ("rsum", *names)]
+
+
+_LESS_IS_BETTER = (
+    "val/loss",
+    *(f"val/{way}_{name}" for way in ("i2t", "t2i", "i2i", "t2t") for name in ("medR", "meanR")),
+)
 
 
 def _endless_cosine(cfg: DictConfig) -> list[str]:

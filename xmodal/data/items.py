@@ -60,6 +60,27 @@ class Items:
         """The image row of each caption."""
         return np.array([caption.image for caption in self.captions], dtype=np.int64)
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The class label of each image, (N,) integers or strings; raises DataError as ``require_labels`` does."""
+        self.require_labels()
+        return _as_array([image.label for image in self.images if image.label is not None])
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """The id that the source gave to each image, (N,) integers or strings."""
+        return _as_array([image.image_id for image in self.images])
+
+    def require_labels(self) -> None:
+        """Raise DataError where images have no label, naming how many of them and the first."""
+        without = [image.image_id for image in self.images if image.label is None]
+        if without:
+            raise DataError(
+                f"Relevance by class (data.relevance=class) needs a label for every image, but {len(without)} of the "
+                f"{len(self.images)} images of {self.name} have none, the first of them {without[0]!r}. Add the labels "
+                "(column label of a table), or evaluate pairs: data.relevance=instance."
+            )
+
     def has_split(self, role: str) -> bool:
         """Whether any image plays ``role``."""
         return bool(self._plays(role).any())
@@ -157,6 +178,12 @@ class Items:
                 f"data.holdout={n} must leave images to train on, but {self.name} has {train} training images. "
                 f"Choose data.holdout between 1 and {max(1, train - 1)}."
             )
+
+
+def _as_array(values: Sequence[int | str]) -> np.ndarray:
+    """Whole numbers within int64 as int64; strings where any value is something else."""
+    is_whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.array(values, dtype=np.int64 if is_whole else np.str_)
 
 
 def file_digest(path: Path) -> str:

@@ -37,7 +37,8 @@ def load_dataset(cfg: DictConfig, parts: Parts, modalities: Sequence[str] = ("im
         modalities: the sides whose features will be needed.
 
     Raises:
-        DataError: everything wrong with its files, in one message, or a split without images or captions.
+        DataError: everything wrong with its files, in one message; a split without images or captions; images without
+            a label where relevance is by class.
         ConfigError: a hold-out that the data set does not allow, or encoders that need photos or words it lacks.
     """
     full = parts.source.load().with_splits(OmegaConf.to_container(cfg.data.splits))
@@ -46,6 +47,8 @@ def load_dataset(cfg: DictConfig, parts: Parts, modalities: Sequence[str] = ("im
     used = full if cfg.data.limit is None else full.limited(cfg.data.limit)
     _check_needs(parts, full, modalities)
     _check_captions(used)
+    if cfg.data.get("relevance") == "class":  # the config of an older run has no such key
+        used.require_labels()
     return Dataset(full, used)
 
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.features import image_features, load_dataset, text_features
+from xmodal.experiment.figures import flat_figures, record_of
 from xmodal.experiment.parts import Parts, build_parts, query_encoder_config
 from xmodal.experiment.summary import print_summary
 from xmodal.features.datamodule import PairDataModule
@@ -33,6 +34,9 @@ from xmodal.models import checkpoint
 from xmodal.models.build import build_model, with_feature_widths
 from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 from xmodal.models.query_encoders import QueryEncoders
+from xmodal.retrieval.evaluate import RetrievalResult
+from xmodal.retrieval.record import write_record
+from xmodal.retrieval.uncertainty import bootstrap_intervals
 
 log = logging.getLogger(__name__)
 
@@ -100,34 +104,56 @@ class Experiment:
         self.metrics = {**self.metrics, **figures, "best_epoch": epoch}
 
     def test(self) -> None:
-        """Evaluate the best checkpoint once on ``test``; where there is none, say so and evaluate it on ``val``."""
+        """Evaluate the best checkpoint once on ``test``; where there is none, say so and evaluate it on ``val``.
+
+        Writes the figures at once, then ``evaluation_<split>.npz``, then their intervals and the picture.
+        """
         has_test = self.cfg.test and self.datamodule.items.has_split("test")
         if not has_test:
             reason = "test=false" if not self.cfg.test else f"{self.datamodule.items.name} has no test split"
             log.info("%s: only the figures on val are reported.", reason)
+        role = "test" if has_test else "val"
         with self._tracked():
-            self._evaluate("test" if has_test else "val")
-            self.record.write_metrics(self.metrics)  # before anything is drawn
-            self._draw("test" if has_test else "val")
+            result = self._evaluate(role)
+            self.record.write_metrics(self.metrics)  # before resampling and drawing, which may be interrupted
+            self._keep_queries(role, result)
+            self._add_intervals(role, result)
+            self._draw(role)
 
     def finish(self) -> float | None:
-        """Write metrics.json, end the trackers, print the table; returns the best ``val/rsum``."""
+        """Write metrics.json, end the trackers, print the table; returns the monitored figure of the best epoch."""
         self.record.write_metrics(self.metrics)
         tracking.finish(self.trainer.loggers, self.metrics)
         if self.trainer.is_global_zero:
             print_summary(self.metrics, self.folder)
-        return self.metrics.get("val/rsum")
+        return self.metrics.get(self.cfg.monitor)
 
     @property
     def _best(self) -> Path:
         return self.folder / "checkpoints" / "best.ckpt"
 
-    def _evaluate(self, role: str) -> None:
+    def _evaluate(self, role: str) -> RetrievalResult:
         """Add the figures of the best checkpoint on ``val`` or ``test`` to the metrics."""
         run = self.trainer.test if role == "test" else self.trainer.validate
         run(self.model, self.datamodule, ckpt_path=str(self._best), verbose=False, weights_only=True)
         found = {k: round(float(v), 5) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{role}/")}
-        self.metrics |= found
+        assert self.retrieval.retrieved is not None
+        result = self.retrieval.retrieved.result
+        self.metrics |= found | flat_figures(role, result)  # the trainer rounds to float32
+        return result
+
+    def _keep_queries(self, role: str, result: RetrievalResult) -> None:
+        """Leave the rank of every query, for comparisons with runs to come."""
+        if self.trainer.is_global_zero:
+            items = self.datamodule.items
+            kept = record_of(role, items.name, self.model.similarity, result, items.image_ids)
+            write_record(self.folder / f"evaluation_{role}.npz", kept)
+
+    def _add_intervals(self, role: str, result: RetrievalResult) -> None:
+        if self.cfg.bootstrap:
+            intervals = bootstrap_intervals(result.queries, self.cfg.bootstrap)
+            self.metrics |= flat_figures(role, replace(result, intervals=intervals))
+            self.record.write_metrics(self.metrics)
 
     def _take_last_for_best(self) -> None:
         """Training ended before its first validation (``trainer.max_steps``, ``trainer.max_time``)."""
@@ -178,6 +204,7 @@ def build_datamodule(cfg: DictConfig, parts: Parts) -> PairDataModule:
         batch_size=cfg.data.batch_size,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
+        relevance=cfg.data.get("relevance", "instance"),
     )
 
 

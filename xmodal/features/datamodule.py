@@ -24,9 +24,11 @@ class PairDataModule(pl.LightningDataModule):
         batch_size: pairs (or single items) per batch.
         num_workers: processes that build batches (0: the training process itself, which is fastest for small sets).
         seed: of the order of the training pairs, which differs from epoch to epoch.
+        relevance: what evaluation takes for a match: the pairs (``instance``), or all items of one label (``class``).
 
     Raises:
-        ConfigError: ``batch_size`` or ``num_workers`` out of range.
+        ConfigError: ``batch_size`` or ``num_workers`` out of range, or an unknown ``relevance``.
+        DataError: relevance by class where images have no label.
         FeatureError: features of another count than the items.
     """
 
@@ -38,12 +40,17 @@ class PairDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        relevance: str = "instance",
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1, found {batch_size}.")
         if num_workers < 0:
             raise ConfigError(f"data.num_workers must be 0 or more, found {num_workers}.")
+        if relevance not in ("instance", "class"):
+            raise ConfigError(f"data.relevance must be instance or class, found {relevance!r}.")
+        if relevance == "class":
+            items.require_labels()
         _require_count("image", "images", len(image_features), len(items.images))
         _require_count("text", "captions", len(text_features), len(items.captions))
         self.items = items
@@ -52,6 +59,7 @@ class PairDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.relevance = relevance
 
     def image_rows(self, role: str) -> np.ndarray:
         """Rows of the images of a split."""
@@ -60,6 +68,11 @@ class PairDataModule(pl.LightningDataModule):
     def caption_rows(self, role: str) -> np.ndarray:
         """Rows of the captions of a split."""
         return self.items.caption_rows(role)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The label of every image of the data set, by its row; None where relevance is by instance."""
+        return self.items.labels if self.relevance == "class" else None
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Shuffled PairBatch: each training caption once per epoch, with its image; a last smaller batch is kept.

@@ -28,4 +28,5 @@ def build_model(cfg: DictConfig | Mapping[str, Any]) -> DualEncoder:
     node = cfg.model if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg["model"]))
     parts = {name: instantiate(node[name]) for name in ("image_tower", "text_tower", "loss", "optimizer")}
     scheduler = instantiate(node.scheduler) if node.get("scheduler") and node.scheduler.get("_target_") else None
-    return instantiate({"_target_": node["_target_"], "similarity": node.similarity}, **parts, scheduler=scheduler)
+    settings = {name: node[name] for name in ("similarity", "monitor") if name in node}
+    return instantiate({"_target_": node["_target_"], **settings}, **parts, scheduler=scheduler)

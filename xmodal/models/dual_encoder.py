@@ -30,6 +30,7 @@ class DualEncoder(pl.LightningModule):
         scheduler: makes the learning-rate scheduler (stepped once per epoch) when given the optimizer; ``None`` for a
             constant rate.
         similarity: how embeddings are compared in evaluation and search.
+        monitor: the figure of validation that a plateau scheduler waits for.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class DualEncoder(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler | ReduceLROnPlateau] | None = None,
         similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
+        monitor: str = "val/rsum",
     ) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.loss = loss
         self.similarity = similarity
+        self.monitor = monitor
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.encoders: QueryEncoders | None = None
@@ -79,7 +82,7 @@ class DualEncoder(pl.LightningModule):
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
-        settings: dict[str, Any] = {"scheduler": scheduler, "monitor": "val/rsum"}
+        settings: dict[str, Any] = {"scheduler": scheduler, "monitor": self.monitor}
         if isinstance(scheduler, ReduceLROnPlateau):  # waits for a validation, all others step after each epoch
             settings["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": settings}
