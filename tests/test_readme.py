@@ -1,10 +1,13 @@
 """Every command and Python block of the README is run; lines that need data not at hand are composed and checked."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,8 @@ LINES = [
 SET_UP, COMMANDS = LINES[:2], LINES[2:]
 TRAINING = [line for line in COMMANDS if line.startswith("python train.py") and "--help" not in line]
 EXTRACTION = [line for line in COMMANDS if line.startswith("xmodal extract")]
-OTHERS = [line for line in COMMANDS if line not in TRAINING and line not in EXTRACTION]
+EVALUATION = [line for line in COMMANDS if line.startswith(("xmodal evaluate ", "xmodal compare "))]
+OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + EVALUATION]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -55,6 +59,7 @@ def test_every_command_is_of_a_known_kind():
     assert OTHERS == ["python train.py --help"]
     assert len(TRAINING) >= 10
     assert len(EXTRACTION) == 3
+    assert len(EVALUATION) >= 10
 
 
 def shortened(line: str) -> tuple[str, ...]:
@@ -111,19 +116,30 @@ def test_table_of_groups_lists_the_options_of_conf():
         assert options == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
 
 
-@pytest.mark.slow
-def test_python_blocks_run(outputs, monkeypatch):
-    """The first block on a model trained here, the second on embeddings made here."""
-    first, second = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
-    train = [sys.executable, "train.py", "debug=fast", "data.limit=2", "logger=none"]
-    done = run([*train, *FEW_SCENES, f"paths.output_dir={outputs}/py"], outputs)
-    assert done.returncode == 0, done.stderr[-3000:]
-    [best] = (outputs / "py").rglob("best.ckpt")
-    photo = next((outputs / "py" / "scenes").rglob("*.jpg"))
-    first = re.sub(r'"outputs/[^"]*best.ckpt"', repr(str(best)), first).replace('"photo.jpg"', repr(str(photo)))
-    names: dict = {}
-    exec(first, names)
-    assert (names["images"] @ names["texts"].T).shape == (1, 2)
+@dataclass
+class Made:
+    """A folder with what the README speaks of: a trained run, a second one, and embeddings under their names."""
+
+    folder: Path
+    run: Path
+    other: Path
+    scenes: Path
+    given: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Trained once, in this process, for all commands and Python blocks that need a run."""
+    from xmodal.experiment.run import Experiment
+
+    folder = tmp_path_factory.mktemp("made")
+    scenes = ["data.train_size=6", "data.val_size=4", "data.test_size=10", "data.image_size=64"]
+    encoder = ["image_encoder=frcnn", "image_encoder.min_size=64", "image_encoder.max_size=64"]
+    short = ["trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=none"]
+    experiment = Experiment.build(compose([*scenes, *encoder, *short, f"paths.output_dir={folder}"]))
+    experiment.fit()
+    experiment.test()
+    experiment.finish()
     rng = np.random.default_rng(0)
     given = {
         "image_embeddings": rng.normal(size=(4, 8)).astype(np.float32),
@@ -131,5 +147,46 @@ def test_python_blocks_run(outputs, monkeypatch):
         "image_ids": np.arange(4),
         "text_image_ids": np.arange(8) % 4,
     }
-    exec(second, given)
-    assert given["result"].ranks["t2i"].shape == (8,)
+    other = shutil.copytree(experiment.folder, folder / "other")
+    return Made(folder, experiment.folder, other, folder / "scenes", given)
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
+
+
+@pytest.mark.slow
+def test_python_block_encodes_with_a_trained_model(made):
+    [block] = [block for block in python_blocks() if "checkpoint import load" in block]
+    photo = next(made.scenes.rglob("*.jpg"))
+    block = re.sub(r'"outputs/[^"]*best.ckpt"', repr(str(made.run / "checkpoints" / "best.ckpt")), block)
+    names: dict = {}
+    exec(block.replace('"photo.jpg"', repr(str(photo))), names)
+    assert (names["images"] @ names["texts"].T).shape == (1, 2)
+
+
+@pytest.mark.slow
+def test_python_block_evaluates_embeddings(made):
+    [block] = [block for block in python_blocks() if "import evaluate_retrieval" in block]
+    names = dict(made.given)
+    exec(block, names)
+    assert names["result"].ranks["t2i"].shape == (8,)
+    assert len(python_blocks()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", EVALUATION)
+def test_evaluation_line_runs(line, made, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(made.folder)
+    [block] = [block for block in python_blocks() if '"mine.npz"' in block]
+    exec(block, dict(made.given))
+    places = {"<run>": made.run, "<other>": made.other}
+    for placeholder, place in places.items():
+        line = line.replace(f"outputs/runs/scenes/{placeholder}", str(place))
+    words = shlex.split(line.replace("/where/it/is/now", str(made.scenes)))
+    assert main(words[1:]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert ("i2t_R1" if words[1] == "compare" else "image → text") in printed
+    assert "--json" not in words or json.loads(Path(words[words.index("--json") + 1]).read_text())

@@ -1,0 +1,135 @@
+"""Two run folders held against each other, from the files that evaluations left in them."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xmodal.errors import ConfigError, DataError
+from xmodal.experiment.comparison import compare, print_comparison, write_comparison
+from xmodal.retrieval.evaluate import evaluate_retrieval
+from xmodal.retrieval.metrics import named_figures
+from xmodal.retrieval.record import EvaluationRecord, read_record, write_record
+from xmodal.retrieval.uncertainty import paired_test
+
+
+def leave(
+    run: Path, name: str, noise: float, data_name: str = "birds", images: int = 50, similarity: str = "cosine"
+) -> None:
+    """An evaluation in a run's folder; the more noise, the worse."""
+    random = np.random.default_rng(0)
+    ids = np.arange(images)
+    image = random.normal(size=(images, 8))
+    text = np.repeat(image, 3, axis=0) + noise * random.normal(size=(3 * images, 8))
+    queries = evaluate_retrieval(image, text, ids, np.repeat(ids, 3), similarity).queries
+    run.mkdir(exist_ok=True)
+    write_record(run / f"evaluation_{name}.npz", EvaluationRecord(name, data_name, similarity, queries))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    first, second = tmp_path / "a", tmp_path / "b"
+    leave(first, "test", noise=1.0)
+    leave(second, "test", noise=0.5)
+    return first, second
+
+
+def test_figures_are_compared_by_the_names_of_the_split(runs: tuple[Path, Path]) -> None:
+    found = compare(*runs, None, 200, 7)
+    records = [read_record(run / "evaluation_test.npz").queries for run in runs]
+    assert found == {f"test/{name}": of for name, of in paired_test(*records, 200, 7).items()}
+    assert found["test/rsum"].first == named_figures(records[0])["rsum"]
+    assert found["test/rsum"].difference > 0
+    assert found["test/rsum"].p_value == pytest.approx(1 / 201)
+
+
+def test_the_files_themselves_can_be_named(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    expected = compare(*runs, None, 20, 0)
+    files = [run / "evaluation_test.npz" for run in runs]
+    assert compare(files[0], files[1], None, 20, 0) == expected
+    other = shutil.copy(files[1], tmp_path / "kept.npz")
+    assert compare(runs[0], Path(other), None, 20, 0) == expected
+
+
+def test_test_is_preferred_and_others_are_named(runs: tuple[Path, Path]) -> None:
+    for run, noise in zip(runs, (0.8, 0.4), strict=True):
+        leave(run, "val", noise)
+        leave(run, "test_folds5", noise)
+    assert "test/rsum" in compare(*runs, None, 5, 0)
+    assert "test_folds5/rsum" in compare(*runs, "test_folds5", 5, 0)
+    for run in runs:
+        (run / "evaluation_test.npz").unlink()
+    with pytest.raises(DataError, match=r"several evaluations in common; name one .*--split: test_folds5, val"):
+        compare(*runs, None, 5, 0)
+    (runs[1] / "evaluation_test_folds5.npz").unlink()
+    assert "val/rsum" in compare(*runs, None, 5, 0)
+
+
+def test_evaluations_that_only_one_run_has(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no evaluation 'val' of both runs: .*a has test; .*b has test\. .*evaluate RUN"
+    ):
+        compare(*runs, "val", 5, 0)
+    leave(tmp_path / "c", "val", 1.0)
+    with pytest.raises(DataError, match=r"no evaluation of the same name: .*a has test; .*c has val"):
+        compare(runs[0], tmp_path / "c", None, 5, 0)
+
+
+def test_runs_that_are_not_there_or_not_evaluated(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: there is no such run"):
+        compare(runs[0], tmp_path / "nowhere", None, 5, 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no evaluation .*First run: xmodal evaluate .*empty$"):
+        compare(tmp_path / "empty", runs[1], None, 5, 0)
+    (runs[1] / "evaluation_test.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"b/evaluation_test\.npz can't be read"):
+        compare(*runs, None, 5, 0)
+
+
+def test_other_queries_are_not_compared(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    leave(tmp_path / "c", "test", 1.0, data_name="flowers")
+    with pytest.raises(DataError, match=r"a was evaluated on the data set birds, .*c on flowers"):
+        compare(runs[0], tmp_path / "c", None, 5, 0)
+    leave(tmp_path / "d", "test", 1.0, images=49)
+    with pytest.raises(DataError, match=r"a and .*d: .*i2t has 50 queries in the first, 49 in the second"):
+        compare(runs[0], tmp_path / "d", None, 5, 0)
+    with pytest.raises(ConfigError, match="at least 1, found 0"):
+        compare(*runs, None, 0, 0)
+
+
+def test_the_table_says_what_it_rests_on(runs: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    leave(runs[1], "test", noise=0.5, similarity="euclidean")
+    found = compare(*runs, None, 50, 0)
+    print_comparison(*runs, found)
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
+    assert "rsum" in rows[0]
+    assert "i2t_fractional_R10" in printed
+    assert len(rows) == len(found)
+    of = found["test/rsum"]
+    for cell in (f"{of.first:.2f}", f"{of.second:.2f}", f"{of.difference:+.2f}", f"[{of.low:+.2f}, {of.high:+.2f}]"):
+        assert cell in rows[0]
+    assert f"{of.p_value:.4f}" in rows[0]
+    assert f"A: {runs[0]} (cosine)" in printed
+    assert f"B: {runs[1]} (euclidean)" in printed
+    assert "50 query images and 150 query captions of birds, test" in printed
+    assert "without correction for multiple comparisons" in printed
+
+
+def test_the_table_of_files(runs: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    files = [run / "evaluation_test.npz" for run in runs]
+    print_comparison(files[0], files[1], compare(files[0], files[1], "test", 5, 0))
+    assert "50 query images" in capsys.readouterr().out
+
+
+def test_the_differences_as_json(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    found = compare(*runs, None, 5, 0)
+    write_comparison(tmp_path / "difference.json", found)
+    written = json.loads((tmp_path / "difference.json").read_text(encoding="utf-8"))
+    assert written == {name: asdict(difference) for name, difference in found.items()}
+    assert set(written["test/i2t_R1"]) == {"first", "second", "difference", "low", "high", "p_value"}
+    with pytest.raises(DataError, match=r"absent/d\.json can't be written \(No such file or directory\).*--json"):
+        write_comparison(tmp_path / "absent" / "d.json", found)

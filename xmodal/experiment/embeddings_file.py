@@ -1,0 +1,152 @@
+"""Embeddings that somebody else made, from an ``.npz``: read and checked before anything is computed."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xmodal.config.evaluation import EvaluationOptions
+from xmodal.config.suggestions import did_you_mean
+from xmodal.errors import DataError, FeatureError
+from xmodal.experiment.embedded import Embedded
+
+_BANKS = ("bank_images", "bank_texts")
+VECTORS = ("image_embeddings", "text_embeddings", *_BANKS)
+COLUMNS = {  # entries per vector of which array
+    "image_ids": "image_embeddings",
+    "text_image_ids": "text_embeddings",
+    "image_labels": "image_embeddings",
+    "text_labels": "text_embeddings",
+}
+_NEEDED = ("image_embeddings", "text_embeddings", "image_ids", "text_image_ids")
+_WHAT_TO_DO = (
+    "Write it with numpy.savez(file, image_embeddings=…, text_embeddings=…, image_ids=…, text_image_ids=…) "
+    "and, where there are any, image_labels, text_labels, bank_images, bank_texts."
+)
+
+
+def read_embeddings(path: Path, options: EvaluationOptions, device: torch.device) -> Embedded:
+    """The two sides in an ``.npz`` with the arrays ``image_embeddings`` (N, E), ``text_embeddings`` (M, E),
+    ``image_ids`` (N,) and ``text_image_ids`` (M,); perhaps ``image_labels`` (N,), ``text_labels`` (M,), ``bank_images``
+    (A, E), ``bank_texts`` (B, E). Nothing in the file is executed.
+
+    Raises:
+        DataError: no such file, no ``.npz``, an array that is missing, or of another shape or kind.
+        FeatureError: vectors of different widths, or with NaN or infinity.
+    """
+    arrays = _arrays_in(path)
+    _require(path, arrays, options)
+    vectors = {name: _as_vectors(path, name, arrays[name]) for name in VECTORS if name in arrays}
+    _require_one_width(path, vectors)
+    columns = {
+        name: _as_column(path, name, arrays[name], vectors[of]) for name, of in COLUMNS.items() if name in arrays
+    }
+    usual = "class" if "image_labels" in columns else "instance"
+    labels = columns if (options.relevance or usual) == "class" else {}
+    banks = _banks(vectors, options, device) if options.rerank else {}
+    name = options.name(options.split or "test", usual)
+    images, texts = vectors["image_embeddings"], vectors["text_embeddings"]
+    return Embedded(
+        name=name,
+        data_name="embeddings",
+        description=f"{path}: {len(images):,} images, {len(texts):,} captions, {images.shape[1]} wide",
+        similarity=options.similarity or "cosine",
+        record=path.with_name(f"{path.stem}.evaluation_{name}.npz"),
+        image=images.to(device),
+        text=texts.to(device),
+        image_ids=columns["image_ids"],
+        text_image_ids=columns["text_image_ids"],
+        image_labels=labels.get("image_labels"),
+        text_labels=labels.get("text_labels"),
+        **banks,
+    )
+
+
+def _arrays_in(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"There is no file {path} of embeddings. {_WHAT_TO_DO}")
+    known = (*VECTORS, *COLUMNS)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array, expected several by name (.npz). {_WHAT_TO_DO}")
+        with loaded:
+            found = {name: _array(path, name, loaded) for name in known if name in loaded.files}
+            strange = [name for name in loaded.files if name not in known]
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as fault:
+        raise DataError(f"{path} can't be read as an .npz ({type(fault).__name__}: {fault}). {_WHAT_TO_DO}") from fault
+    if absent := [name for name in _NEEDED if name not in found]:
+        holds = ", ".join([*found, *strange]) or "nothing"
+        hints = "".join(did_you_mean(name, strange) for name in absent[:1])
+        raise DataError(f"{path} lacks {', '.join(absent)}; it holds {holds}.{hints} {_WHAT_TO_DO}")
+    return found
+
+
+def _array(path: Path, name: str, loaded: Mapping[str, np.ndarray]) -> np.ndarray:
+    try:
+        return loaded[name]
+    except ValueError as fault:  # an array of objects, which only running its pickle could tell
+        raise DataError(
+            f"{path}: {name} can't be read ({fault}). Save numbers, or strings as numpy.array(strings, dtype=str)."
+        ) from fault
+
+
+def _require(path: Path, arrays: Mapping[str, np.ndarray], options: EvaluationOptions) -> None:
+    """What the options need beyond the four arrays."""
+    needs: dict[str, tuple[str, ...]] = {}
+    if options.rerank:
+        needs[f"--rerank {options.rerank} takes a bank of training queries"] = _BANKS
+    if options.relevance == "class":
+        needs["--relevance class goes by classes"] = ("image_labels",)
+    for why, names in needs.items():
+        if absent := [name for name in names if name not in arrays]:
+            raise DataError(f"{why}, but {path} lacks {' and '.join(absent)}; it holds {', '.join(arrays)}.")
+
+
+def _as_vectors(path: Path, name: str, array: np.ndarray) -> Tensor:
+    """Real numbers of at least 32 bits, (count, width)."""
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or 0 in array.shape:
+        raise DataError(f"{path}: {name} must be numbers of shape (count, width), found {array.dtype} {array.shape}.")
+    wide = array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    finite = np.isfinite(wide).all(axis=1)
+    if not finite.all():
+        rows = ", ".join(map(str, np.flatnonzero(~finite)[:5]))
+        raise FeatureError(
+            f"{path}: {name} must be finite numbers, but {int((~finite).sum())} of {len(wide)} rows hold NaN or "
+            f"infinity: rows {rows}."
+        )
+    return torch.from_numpy(np.ascontiguousarray(wide.astype(wide.dtype.newbyteorder("="), copy=False)))
+
+
+def _require_one_width(path: Path, vectors: Mapping[str, Tensor]) -> None:
+    if len({one.shape[1] for one in vectors.values()}) > 1:
+        found = ", ".join(f"{name} {tuple(one.shape)}" for name, one in vectors.items())
+        raise FeatureError(f"{path}: all vectors must have the same width, found {found}.")
+
+
+def _as_column(path: Path, name: str, array: np.ndarray, vectors: Tensor) -> np.ndarray:
+    """Integers or strings, one per vector."""
+    if array.dtype.kind not in "iuU" or array.shape != (len(vectors),):
+        raise DataError(
+            f"{path}: {name} must be integers or strings, one per row of {COLUMNS[name]}, shape ({len(vectors)},); "
+            f"found {array.dtype} {array.shape}."
+        )
+    return array
+
+
+def _banks(vectors: Mapping[str, Tensor], options: EvaluationOptions, device: torch.device) -> dict[str, Any]:
+    draw = np.random.default_rng(options.seed)
+    chosen = {side: vectors[side][bank_rows(len(vectors[side]), options.bank_size, draw)] for side in _BANKS}
+    return {side: bank.to(device) for side, bank in chosen.items()}
+
+
+def bank_rows(count: int, size: int | None, draw: np.random.Generator) -> np.ndarray:
+    """``size`` of ``count`` rows drawn without repetition, ascending; all of them where ``size`` is None or larger."""
+    if size is None or size >= count:
+        return np.arange(count)
+    return np.sort(draw.choice(count, size, replace=False))

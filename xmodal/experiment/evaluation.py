@@ -1,0 +1,218 @@
+"""`xmodal evaluate`: figures of a trained run or of embeddings made elsewhere, on the screen and in files."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from xmodal.atomic import complete_file
+from xmodal.config.command_line import compose
+from xmodal.config.evaluation import EvaluationOptions
+from xmodal.errors import ConfigError, DataError
+from xmodal.experiment.embedded import Embedded
+from xmodal.experiment.embedded_run import constructed, embed_run
+from xmodal.experiment.embeddings_file import read_embeddings
+from xmodal.experiment.figures import figures_table, flat_figures, record_of
+from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
+from xmodal.retrieval.hubness import QueryBank
+from xmodal.retrieval.index import Index, index_recall
+from xmodal.retrieval.protocols import evaluate_folds
+from xmodal.retrieval.record import EvaluationRecord, write_record
+
+log = logging.getLogger(__name__)
+
+INDEX_K = 10
+_WIDTH_OF_FILES = 140  # of output that goes to no terminal: wide enough for the table
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: figures by their flat names, and a record of every query for each set of figures."""
+
+    embedded: Embedded
+    result: RetrievalResult
+    figures: dict[str, float]
+    records: dict[str, EvaluationRecord]  # by what follows the plain one's name: "", perhaps "_querybank"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Files that were asked for by name; None: not asked for."""
+
+    json: Path | None = None
+    record: Path | None = None
+
+
+def evaluate_and_report(
+    place: Path, of_file: bool, options: EvaluationOptions, overrides: Sequence[str], targets: Targets
+) -> Evaluation:
+    """Evaluate a run (or a file of embeddings, where ``of_file``), print the figures, then write the files.
+
+    Raises:
+        XmodalError: whatever is wrong with the model, the data, or in the end the places to write to.
+    """
+    index = _index(options.index)
+    device = chosen_device(options.device)
+    embedded = read_embeddings(place, options, device) if of_file else embed_run(place, options, overrides, device)
+    found = evaluate(embedded, options)
+    _print(found)
+    if index is not None:
+        recalls = index_recalls(embedded, index)
+        found.figures.update(recalls)
+        i2t, t2i = (f"{recall:.1f} %" for recall in recalls.values())
+        print(f"index={options.index} finds of the exact top {INDEX_K}: image → text {i2t}, text → image {t2i}")
+    save(found, targets)
+    return found
+
+
+def evaluate(embedded: Embedded, options: EvaluationOptions) -> Evaluation:
+    """Exact figures of the embeddings, with intervals, under the name that the options give them."""
+    result = _result(embedded, options)
+    by_suffix = {"": result} | ({f"_{options.rerank}": result.reranked} if result.reranked else {})
+    figures: dict[str, float] = {}
+    for suffix, one in by_suffix.items():
+        figures |= flat_figures(embedded.name + suffix, one)
+    records = {suffix: _record(embedded, embedded.name + suffix, one) for suffix, one in by_suffix.items()}
+    return Evaluation(embedded, result, figures, records)
+
+
+def save(found: Evaluation, targets: Targets) -> None:
+    """Write the JSON and the records; what fails does not keep the others from being written.
+
+    A record that nobody asked for by name (the run's folder may be read-only) is a warning.
+
+    Raises:
+        DataError: a file that was asked for could not be written.
+    """
+    failed = _attempt(targets.json, "--json", lambda path: write_json(path, found.figures)) if targets.json else []
+    where = targets.record or found.embedded.record
+    if where is None:
+        log.info("These are other items than the run's own: their queries are kept where --record FILE says.")
+    else:
+        faults = [fault for suffix in found.records for fault in _save_record(where, suffix, found)]
+        failed += faults if targets.record else []
+        for fault in [] if targets.record else faults:
+            log.warning("%s The figures above are complete. Another place: --record FILE.", fault)
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+def _save_record(where: Path, suffix: str, found: Evaluation) -> list[str]:
+    path = where.with_name(f"{where.stem}{suffix}{where.suffix}")
+    faults = _attempt(path, "Queries", lambda path: write_record(path, found.records[suffix]))
+    if not faults:
+        log.info("Queries of %s: %s", found.records[suffix].name, path)
+    return faults
+
+
+def _attempt(path: Path, what: str, write: Callable[[Path], None]) -> list[str]:
+    """Nothing, or a sentence about why the file could not be written."""
+    try:
+        write(path)
+    except OSError as error:
+        return [f"{what}: {path} can't be written ({error.strerror})."]
+    return []
+
+
+def write_json(path: Path, figures: Mapping[str, float]) -> None:
+    """Flat names to numbers, as in ``metrics.json``; visible only when complete."""
+    with complete_file(path) as partial:
+        partial.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")
+
+
+def chosen_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: ``cuda`` where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here. Leave it out, or use --device cpu.")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _index(option: str | None) -> Index | None:
+    """The index that ``hnsw`` or ``hnsw ef_search=16`` names, with the settings of ``conf/index``."""
+    if option is None:
+        return None
+    name, *settings = option.split() or [""]
+    config = compose([f"index={name}", *(f"index.{setting}" for setting in settings)]).index
+    index: Index = constructed(config)
+    return index
+
+
+def _result(embedded: Embedded, options: EvaluationOptions) -> RetrievalResult:
+    sides = (embedded.image, embedded.text, embedded.image_ids, embedded.text_image_ids)
+    shared: dict[str, Any] = {
+        "similarity": embedded.similarity,
+        "ks": embedded.ks,
+        "image_labels": embedded.image_labels,
+        "text_labels": embedded.text_labels,
+        "bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "bank": _bank(embedded, options),
+    }
+    if options.fold_count:
+        return evaluate_folds(*sides, options.fold_count, **shared)
+    shared |= {"image_queries": embedded.image_queries, "text_queries": embedded.text_queries}
+    return evaluate_retrieval(*sides, **shared)
+
+
+def _bank(embedded: Embedded, options: EvaluationOptions) -> QueryBank | None:
+    if options.rerank is None:
+        return None
+    assert embedded.bank_images is not None
+    assert embedded.bank_texts is not None
+    inverse = {} if options.inverse_temperature is None else {"inverse_temperature": options.inverse_temperature}
+    return QueryBank(embedded.bank_images, embedded.bank_texts, options.rerank, **inverse)
+
+
+def _record(embedded: Embedded, name: str, result: RetrievalResult) -> EvaluationRecord:
+    if embedded.names is not None:
+        return record_of(name, embedded.data_name, embedded.similarity, result, embedded.names)
+    return EvaluationRecord(name, embedded.data_name, embedded.similarity, result.queries)
+
+
+def index_recalls(embedded: Embedded, index: Index) -> dict[str, float]:
+    """``{"test/i2t_index_recall@10": …, "test/t2i_index_recall@10": …}``, percent of the exact top 10 that it finds."""
+    image, text = (side.cpu().numpy() for side in (embedded.image, embedded.text))
+    asked = {"i2t": (image, embedded.image_queries), "t2i": (text, embedded.text_queries)}
+    recalls = {}
+    for way, vectors in (("i2t", text), ("t2i", image)):
+        queries, mask = asked[way]
+        gallery = index.build(vectors, embedded.similarity)
+        recall = index_recall(gallery, vectors, queries if mask is None else queries[mask], INDEX_K)
+        recalls[f"{embedded.name}/{way}_index_recall@{INDEX_K}"] = round(recall, 5)
+    return recalls
+
+
+def _print(found: Evaluation) -> None:
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+    console.print(found.embedded.description, highlight=False)
+    console.print(figures_table(found.figures))
+    for note in _notes(found.result, found.embedded.similarity):
+        console.print(note, highlight=False)
+
+
+def _notes(result: RetrievalResult, similarity: str) -> list[str]:
+    """What took no part in the figures, or only in a way worth knowing."""
+    counts = {
+        "images have no match among the captions: in the text → image gallery, out of the image → text figures.": (
+            result.images_without_caption
+        ),
+        "captions have no match among the images: in the image → text gallery, out of the text → image figures.": (
+            result.texts_without_image
+        ),
+    }
+    if similarity == "cosine":
+        counts |= {
+            "image embeddings are the zero vector, which has the cosine 0 with everything.": result.zero_images,
+            "caption embeddings are the zero vector, which has the cosine 0 with everything.": result.zero_texts,
+        }
+    return [f"{count:,} {what}" for what, count in counts.items() if count]
