@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,8 @@ def evaluated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     for name, noise in (("good", 0.3), ("bad", 2.0)):
         write_embeddings(folder / f"{name}.npz", noise)
-        assert main(["evaluate", "--embeddings", str(folder / f"{name}.npz"), "--bootstrap", "0"]) == 0
+        kept = ["--record", str(folder / f"{name}.evaluation_test.npz")]
+        assert main(["evaluate", "--embeddings", str(folder / f"{name}.npz"), "--bootstrap", "0", *kept]) == 0
     return folder
 
 
@@ -115,6 +117,17 @@ def test_a_wrong_comparison_is_explained(evaluated, words, fault, capsys):
     said = capsys.readouterr()
     assert fault in said.err
     assert said.out == ""
+
+
+def test_a_comparison_replaces_nothing_that_it_reads(evaluated, capsys):
+    before = [Path(record).read_bytes() for record in records(evaluated)]
+    for record in records(evaluated):
+        assert main(["compare", *records(evaluated), "--json", record]) == 2
+        assert f"--json {record} would replace the file that is read" in capsys.readouterr().err
+    assert [Path(record).read_bytes() for record in records(evaluated)] == before
+    shutil.copy(records(evaluated)[0], inside := evaluated / "evaluation_test.npz")
+    assert main(["compare", str(evaluated), str(evaluated), "--json", str(inside)]) == 2
+    assert "would replace an evaluation" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys):

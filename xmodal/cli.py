@@ -68,8 +68,11 @@ def evaluate(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     options = EvaluationOptions(**{field.name: getattr(parsed, field.name) for field in fields(EvaluationOptions)})
     overrides = [*parsed.overrides, *rest]
     of_file = parsed.embeddings is not None
-    targets = {"--json": parsed.json, "--record": parsed.record}
-    if faults := [*_evaluation_faults(parsed, overrides), *options.faults(of_file), *evaluation.unwritable(targets)]:
+    if faults := [
+        *_evaluation_faults(parsed, overrides),
+        *options.faults(of_file),
+        *evaluation.unwritable(_targets(parsed), _read(parsed, overrides)),
+    ]:
         raise ConfigError(faults)
     from xmodal.experiment.evaluation import Targets, evaluate_and_report
 
@@ -84,10 +87,10 @@ def compare(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(faults)
     from xmodal.experiment import comparison
 
-    differences = comparison.compare(parsed.first, parsed.second, parsed.split, parsed.resamples, parsed.seed)
-    comparison.print_comparison(parsed.first, parsed.second, differences)
+    found = comparison.compare(parsed.first, parsed.second, parsed.split, parsed.resamples, parsed.seed)
+    comparison.print_comparison(found)
     if parsed.json is not None:
-        comparison.write_comparison(parsed.json, differences)
+        comparison.write_comparison(parsed.json, found)
     return 0
 
 
@@ -121,7 +124,25 @@ def _evaluation_faults(parsed: argparse.Namespace, overrides: Sequence[str]) -> 
 def _comparison_faults(parsed: argparse.Namespace) -> list[str]:
     least = {"--resamples": (parsed.resamples, evaluation.FEWEST_RESAMPLES), "--seed": (parsed.seed, 0)}
     faults = [f"{flag} must be at least {low}, found {value}." for flag, (value, low) in least.items() if value < low]
-    return faults + evaluation.unwritable({"--json": parsed.json})
+    taken = {file: what for run in (parsed.first, parsed.second) for file, what in evaluation.files_of_run(run).items()}
+    taken |= {file: "an evaluation" for run in (parsed.first, parsed.second) for file in run.glob("evaluation_*.npz")}
+    return faults + evaluation.unwritable({"--json": parsed.json}, taken)
+
+
+def _targets(parsed: argparse.Namespace) -> dict[str, Path | None]:
+    """The files that `xmodal evaluate` is to write, by their flags; a correction has a record of its own."""
+    targets = {"--json": parsed.json, "--record": parsed.record}
+    if parsed.record is not None and parsed.rerank is not None and parsed.record.name:
+        targets[f"--rerank {parsed.rerank}:"] = evaluation.with_suffix(parsed.record, f"_{parsed.rerank}")
+    return targets
+
+
+def _read(parsed: argparse.Namespace, overrides: Sequence[str]) -> dict[Path, str]:
+    """The files that `xmodal evaluate` reads, and what to call them."""
+    place = parsed.place if parsed.embeddings is None else parsed.embeddings
+    named = {Path(value): f"the file of {key}" for key, _, value in (line.partition("=") for line in overrides)}
+    files = {file: what for file, what in named.items() if file.is_file()}
+    return files | ({} if place is None else evaluation.files_of_run(place))
 
 
 def _strange(words: Sequence[str], command: str) -> list[str]:
@@ -206,7 +227,13 @@ def _add_outcome(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the resamples and of --bank-size (default: 0)")
     add("--index", metavar="NAME", help='also the recall of this FAISS index: flat, hnsw, ivf_pq, "hnsw ef_search=16"')
     add("--json", type=Path, metavar="FILE", help="write the figures, by the names of metrics.json")
-    add("--record", type=Path, metavar="FILE", help="where to keep the rank of every query, for xmodal compare")
+    add(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="where to keep the rank of every query, for xmodal compare (default: the run's folder; for --embeddings "
+        "the current folder)",
+    )
     add("--device", choices=evaluation.DEVICES, default="auto", help="(default: auto, the GPU where there is one)")
 
 
@@ -216,9 +243,13 @@ def _add_compare(commands: Any) -> None:
         help="test whether two runs differ",
         description="Test whether two runs differ on the same queries. Both must have been evaluated.",
     )
-    command.add_argument("first", type=Path, metavar="RUN_A", help="a run folder, or an evaluation_*.npz")
+    command.add_argument(
+        "first", type=Path, metavar="RUN_A", help="a run folder, its best.ckpt, or an evaluation_*.npz"
+    )
     command.add_argument("second", type=Path, metavar="RUN_B", help="the same of the other one")
-    command.add_argument("--split", metavar="NAME", help="such as val, or test_folds5 (default: test, or the only one)")
+    command.add_argument(
+        "--split", metavar="NAME", help="of folders: such as val, or test_folds5 (default: test, or the only one)"
+    )
     command.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the images (default: 10000)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples (default: 0)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the differences")

@@ -10,6 +10,7 @@ import torch
 from xmodal.aggregators.mean import MeanAggregator
 from xmodal.callbacks.retrieval import RetrievalEvaluation, pair_loss
 from xmodal.data.items import Caption, ImageItem, Items
+from xmodal.errors import ConfigError
 from xmodal.features.datamodule import PairDataModule
 from xmodal.losses.triplet import TripletLoss
 from xmodal.models.dual_encoder import DualEncoder
@@ -92,6 +93,12 @@ def test_val_loss_is_the_mean_over_pairs_in_the_drawn_batches():
         own = torch.stack([images[ids.index(of_text[row])] for row in rows])
         total += len(rows) * float(module.loss(own, texts[rows], torch.tensor([of_text[row] for row in rows])))
     assert pair_loss(module, images, texts, torch.tensor(ids), torch.tensor(of_text), 3) == pytest.approx(total / 7)
+
+
+@pytest.mark.parametrize("ks", [[0], [True], [1, -2]])
+def test_a_cutoff_that_is_no_positive_whole_number_is_refused(ks):
+    with pytest.raises(ConfigError, match="whole numbers of at least 1, found"):
+        RetrievalEvaluation(FlatIndex(), ks)
 
 
 def test_captions_of_images_beyond_the_limit_are_left_out():

@@ -19,6 +19,7 @@ from xmodal.config.evaluation import DEVICES, RERANKINGS, SIMILARITIES, Evaluati
 from xmodal.errors import DataError
 from xmodal.experiment import evaluation
 from xmodal.experiment.run import Experiment
+from xmodal.experiment.summary import print_summary
 from xmodal.models import checkpoint
 from xmodal.retrieval import hubness, similarity
 from xmodal.retrieval.evaluate import evaluate_retrieval
@@ -87,6 +88,12 @@ def train(root: Path, *overrides: str) -> Trained:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.set_num_threads(1)
     return train(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of a file of embeddings are kept in the current folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -239,8 +246,8 @@ def test_correction_is_reported_beside_the_plain_figures(run, copied, tmp_path, 
 
 def test_bank_can_be_limited_and_is_drawn_by_seed(copied, tmp_path):
     def corrected(*words: object) -> float:
-        words = ("--rerank", "inverted_softmax", "--gallery", "all", *words)
-        return evaluated(tmp_path, copied, *words, *QUICK)["test_gallery_all_inverted_softmax/t2i_meanR"]
+        words = ("--rerank", "inverted_softmax", "--inverse-temperature", 50, *words)
+        return evaluated(tmp_path, copied, *words, *QUICK)["test_inverted_softmax/t2i_mAP"]
 
     drawn = [corrected("--bank-size", 2, "--seed", seed) for seed in range(4)]
     assert len(set(drawn)) > 1
@@ -338,11 +345,11 @@ def test_figures_are_printed_though_nothing_can_be_written(copied, tmp_path, cap
     assert re.search(r"evaluation_test\.npz can't be written \(Is a directory\).*--record FILE", caplog.text)
     taken = tmp_path / "taken.npz"
     (tmp_path / "taken_querybank.npz").mkdir()
-    words = ("--rerank", "querybank", "--record", taken, *QUICK)
-    assert main(["evaluate", str(copied), *map(str, words)]) == 2
-    said = capsys.readouterr()
-    assert "test_querybank" in said.out
-    assert "taken_querybank.npz can't be written" in said.err
+    assert "taken_querybank.npz is a folder" in refused(capsys, copied, "--rerank", "querybank", "--record", taken)
+    options = EvaluationOptions(rerank="querybank", bootstrap=0)
+    with pytest.raises(DataError, match=r"taken_querybank\.npz can't be written"):  # as if it came up meanwhile
+        evaluation.evaluate_and_report(copied, False, options, [], evaluation.Targets(record=taken))
+    assert "test_querybank" in capsys.readouterr().out
     assert read_record(taken).name == "test"
 
 
@@ -369,13 +376,18 @@ def test_ctrl_c_leaves_with_130_and_nothing_written(copied, tmp_path, capsys, mo
         (("folder",), "expected key=value"),
         (("--split", "tset"), "--split must be one of train, val, test, found tset"),
         (("--splt", "test"), "Did you mean '--split'?"),
-        (("--folds", "3"), "folds=3 does not cut 8 images.*Possible numbers of folds: 1, 2, 4"),
+        (("--folds", "3"), r"--folds 3 does not cut 8 images.*Possible: --folds 2 or 4\."),
+        (("--protocol", "folds", "--split", "val"), r"--folds 5 does not cut 6 images.*Possible: --folds 2 or 3\."),
         (("--folds", "1"), "--folds must be at least 2, found 1"),
         (("--folds", "2", "--protocol", "full"), "--folds 2 belongs to --protocol folds"),
         (("--folds", "2", "--gallery", "all"), "choose one of them"),
         (("--folds", "2", "--index", "flat"), "choose one of them"),
         (("--gallery", "train", "--split", "val"), "leaves nothing of --split val"),
         (("--rerank", "querybank", "--split", "train"), "where the queries would find themselves"),
+        (
+            ("--rerank", "querybank", "--gallery", "all"),
+            "bank from train, whose items --gallery all puts into the gallery",
+        ),
         (("--bank-size", "4"), "add --rerank querybank or inverted_softmax"),
         (("--rerank", "querybank", "--inverse-temperature", "nan"), "must be a positive number, found nan"),
         (("--bootstrap", "-1"), "at least 40 for a 95 % interval, or 0 for none; found -1"),
@@ -406,6 +418,70 @@ def test_links_pipes_and_folders_are_never_replaced(run, tmp_path, capsys):
     assert (tmp_path / "target.json").read_text() == "kept"
 
 
+def test_what_is_read_and_what_is_written_never_take_one_anothers_place(run, copied, tmp_path, capsys):
+    best, metrics = copied / "checkpoints" / "best.ckpt", copied / "metrics.json"
+    images = shutil.copy(run.data / "images.npy", tmp_path / "images.npy")
+    kept = {path: path.read_bytes() for path in (best, metrics, Path(images))}
+    assert f"--json {metrics} would replace a file of the run" in refused(capsys, copied, "--json", metrics)
+    assert "would replace a file of the run" in refused(capsys, copied, "--record", best)
+    assert "would replace the file that is read" in refused(capsys, best, "--json", best)
+    words = (f"image_encoder.path={images}", "--json", Path("..") / tmp_path.name / "images.npy")
+    assert "would replace the file of image_encoder.path" in refused(capsys, copied, *words)
+    assert "--record one would replace the file of --json" in refused(
+        capsys, copied, "--json", "one", "--record", "one"
+    )
+    words = ("--rerank", "querybank", "--record", "one.npz", "--json", "one_querybank.npz")
+    assert "--rerank querybank: one_querybank.npz would replace the file of --json" in refused(capsys, copied, *words)
+    said = refused(capsys, copied, "--json", copied / "evaluation_test.npz")
+    assert "would replace the queries of this very evaluation" in said
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "images.npy"]
+
+
+def test_brackets_in_paths_are_no_markup(run, tmp_path, capsys):
+    folder = run.copy(tmp_path / "out[a=1]" / "m[" / "b]")
+    assert main(["evaluate", str(folder), *QUICK]) == 0
+    assert f"{folder}/checkpoints/best.ckpt: test of table" in capsys.readouterr().out
+    print_summary(run.metrics, folder)
+    assert f"Run folder: {folder}\n" in capsys.readouterr().out
+
+
+def test_a_correction_of_other_scores_than_cosines_needs_its_temperature(run, tmp_path, capsys):
+    content = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    content["xmodal"]["config"]["model"]["similarity"] = "euclidean"
+    torch.save(content, tmp_path / "far.ckpt")
+    words = ("--rerank", "querybank", *QUICK)
+    said = refused(capsys, tmp_path / "far.ckpt", *words)
+    assert "--rerank querybank needs --inverse-temperature BETA under euclidean similarity" in said
+    assert "test_querybank/rsum" in evaluated(tmp_path, tmp_path / "far.ckpt", *words, "--inverse-temperature", 0.5)
+
+
+@pytest.mark.parametrize("content", [b"hi", b"", b"hello world", b"PK", b"PK\x05\x06" + bytes(18)])
+def test_a_file_that_is_no_checkpoint_is_refused_in_own_words(tmp_path, capsys, content):
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    said = refused(capsys, tmp_path / "bad.ckpt")
+    assert "bad.ckpt can't be read as a checkpoint: it is damaged, or" in said
+    assert "weights_only" not in said
+
+
+def test_a_checkpoint_with_objects_is_not_loaded(tmp_path, capsys):
+    torch.save({"xmodal": Path("x")}, tmp_path / "objects.ckpt")
+    said = refused(capsys, tmp_path / "objects.ckpt")
+    assert "holds Python objects" in said
+    assert "weights_only" not in said
+
+
+def test_classes_that_are_not_there_are_missed_in_the_words_of_the_flag(run, tmp_path, capsys):
+    rows = list(csv.DictReader((run.data / "pairs.csv").open(encoding="utf-8")))
+    with (tmp_path / "plain.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, ["image", "caption", "split"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    said = refused(capsys, run.folder, f"data.file={tmp_path / 'plain.csv'}", "--relevance", "class")
+    assert "--relevance class needs a label for every image, but 26 of the 26 images" in said
+    assert "data.relevance" not in said
+
+
 def test_all_faults_come_at_once(run, capsys):
     said = refused(capsys, run.folder, "--folds", "1", "--bootstrap", "3", "--similarity", "dot")
     assert said.startswith("3 faults in the command line:")
@@ -414,7 +490,7 @@ def test_all_faults_come_at_once(run, capsys):
 def test_what_is_no_run_is_said_with_what_is_there(run, tmp_path, capsys):
     assert "Say what to evaluate" in refused(capsys)
     assert "the run comes first" in refused(capsys, "data.limit=3")
-    assert "There is no" in refused(capsys, tmp_path / "absent")
+    assert f"There is no file or folder {tmp_path / 'absent'}." in refused(capsys, tmp_path / "absent")
     runs = tmp_path / "runs"
     shutil.copytree(run.folder, runs / "one")
     assert f"Did you mean {runs / 'one'}?" in refused(capsys, runs)
@@ -478,7 +554,7 @@ def test_file_has_the_figures_of_evaluate_retrieval(tmp_path, similarity):
     assert (found["test/t2i_mAP_low"], found["test/t2i_mAP_high"]) == pytest.approx((low, high), abs=1e-5)
 
 
-def test_file_leaves_its_record_beside_it_or_where_it_is_told(tmp_path):
+def test_file_leaves_its_record_in_the_current_folder_or_where_it_is_told(tmp_path, monkeypatch):
     path = saved(tmp_path, **arrays(image_ids=np.array(list("abcdef")), text_image_ids=np.repeat(list("abcdef"), 2)))
     found = evaluated(tmp_path, "--embeddings", path, "--split", "dev", *QUICK)
     assert {name.partition("/")[0] for name in found} == {"dev"}
@@ -487,6 +563,12 @@ def test_file_leaves_its_record_beside_it_or_where_it_is_told(tmp_path):
     evaluated(tmp_path, "--embeddings", path, "--record", tmp_path / "here.npz", *QUICK)
     assert read_record(tmp_path / "here.npz").name == "test"
     assert not (tmp_path / "mine.evaluation_test.npz").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = set(tmp_path.iterdir())
+    assert main(["evaluate", "--embeddings", "../mine.npz", *QUICK]) == 0
+    assert [record.name for record in Path().iterdir()] == [f"{tmp_path.name}.mine.evaluation_test.npz"]
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_file_with_classes_goes_by_them_unless_told_otherwise(tmp_path):
@@ -506,14 +588,62 @@ def test_file_in_folds_and_corrected(tmp_path):
     assert found["test_folds3/rsum"] != found["test_folds3_inverted_softmax/rsum"]
 
 
+def test_corrected_figures_by_class_are_those_across_the_sides(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    banks = {"bank_images": rng.normal(size=(9, 5)), "bank_texts": rng.normal(size=(9, 5))}
+    path = saved(tmp_path, **arrays(image_labels=np.array(list("xyzxyz")), **banks))
+    found = evaluated(tmp_path, "--embeddings", path, "--rerank", "querybank", "--bootstrap", 50)
+    assert {name for name in found if name.endswith("_R1")} == {
+        *(
+            f"test/{way}_R1"
+            for way in ("i2t", "t2i", "i2i", "t2t", "i2t_fractional", "t2i_fractional", "i2i_fractional")
+        ),
+        "test/t2t_fractional_R1",
+        *(f"test_querybank/{way}_R1" for way in ("i2t", "t2i", "i2t_fractional", "t2i_fractional")),
+    }
+    assert set(read_record(tmp_path / "mine.evaluation_test_querybank.npz").queries) == {"i2t", "t2i"}
+    assert len([line for line in capsys.readouterr().out.splitlines() if "→" in line]) == 6
+
+
 def test_what_took_no_part_is_counted(tmp_path, capsys):
     given = arrays(image_ids=np.array([0, 1, 2, 3, 4, 77]))
     given["image_embeddings"][0] = 0
     evaluated(tmp_path, "--embeddings", saved(tmp_path, **given), *QUICK)
     printed = capsys.readouterr().out
-    assert "1 images have no match among the captions" in printed
-    assert "2 captions have no match among the images" in printed
-    assert "1 image embeddings are the zero vector" in printed
+    assert "1 image has no match among the captions: in the text → image gallery" in printed
+    assert "2 captions have no match among the images: in the image → text gallery" in printed
+    assert "1 image embedding is the zero vector" in printed
+
+
+def test_a_single_query_image_has_figures_and_no_intervals(tmp_path, capsys):
+    given = arrays(images=1, per_image=3)
+    found = evaluated(tmp_path, "--embeddings", saved(tmp_path, **given), "--bootstrap", 50)
+    assert found["test/rsum"] == 600
+    assert not [name for name in found if name.endswith(("_low", "_high"))]
+    printed = capsys.readouterr().out
+    assert "1 image, 3 captions, 5 wide" in printed
+    assert "No intervals" in printed
+
+
+def test_arrays_of_no_use_are_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = saved(tmp_path, **arrays(names=np.arange(6), image_paths=np.arange(6)))
+    evaluated(tmp_path, "--embeddings", path, *QUICK)
+    assert f"{path} also holds names, image_paths, of which no use is made." in caplog.text
+
+
+def test_nothing_replaces_the_file_that_is_evaluated(tmp_path, capsys):
+    path = saved(tmp_path, **arrays())
+    link = tmp_path / "folder"
+    link.symlink_to(tmp_path)
+    before = path.read_bytes()
+    for flag in ("--json", "--record"):
+        for target in (path, "mine.npz", link / "mine.npz"):
+            said = refused(capsys, "--embeddings", path, flag, target)
+            assert f"{flag} {target} would replace the file that is read" in said
+    assert path.read_bytes() == before
+    words = ("--json", tmp_path / "mine.evaluation_test.npz")
+    assert "queries of this very evaluation" in refused(capsys, "--embeddings", path, *words)
 
 
 def without(name: str) -> dict[str, np.ndarray]:
@@ -538,7 +668,12 @@ def without(name: str) -> dict[str, np.ndarray]:
         (arrays(image_ids=np.array(["a", 1, 2, 3, 4, 5], dtype=object)), (), "image_ids can't be read.*dtype=str"),
         (arrays(), ("--rerank", "querybank"), "bank of training queries, but .* lacks bank_images and bank_texts"),
         (arrays(), ("--relevance", "class"), "goes by classes, but .* lacks image_labels"),
-        (arrays(), ("--folds", "4"), "does not cut 6 images"),
+        (arrays(image_label=np.arange(6)), (), "no use for an array 'image_label'. Did you mean 'image_labels'"),
+        (arrays(img_labels=np.arange(6)), (), "no use for an array 'img_labels'. Did you mean 'image_labels'"),
+        (arrays(text_labels=np.arange(12)), (), "text_labels are classes, which both sides need, but .* image_labels"),
+        (arrays(), ("--folds", "4"), r"--folds 4 does not cut 6 images.*Possible: --folds 2 or 3\."),
+        (arrays(images=7), ("--folds", "7"), "--folds 7 does not cut 7 images.*evaluate the full split"),
+        (arrays(), ("--rerank", "querybank", "--similarity", "dot"), "needs --inverse-temperature BETA under dot"),
         (arrays(), ("--gallery", "all"), "an embeddings file is one gallery"),
         (arrays(), ("--split", "a/b"), "can't name figures and files"),
         (arrays(), ("data.limit=3",), "--embeddings takes a file alone"),
@@ -561,7 +696,10 @@ def test_what_is_no_npz_is_refused_and_nothing_in_it_runs(tmp_path, capsys):
     assert "image_ids can't be read" in refused(capsys, "--embeddings", trap)
     text = tmp_path / "text.npz"
     text.write_text("no archive")
-    assert "can't be read as an .npz" in refused(capsys, "--embeddings", text)
+    said = refused(capsys, "--embeddings", text)
+    assert "can't be read as an .npz: it is another kind of file" in said
+    assert "allow_pickle" not in said
+    assert f"{tmp_path} is a folder" in refused(capsys, "--embeddings", tmp_path)
     np.save(tmp_path / "one.npy", np.ones(3))
     assert "a single array" in refused(capsys, "--embeddings", tmp_path / "one.npy")
     assert not (tmp_path / "sprung").exists()

@@ -45,17 +45,6 @@ def test_ends_of_intervals_follow_their_figures(result: RetrievalResult) -> None
     }
 
 
-def test_corrected_figures_stand_beside_the_plain_ones(result: RetrievalResult) -> None:
-    other = replace(result, metrics={"i2t_R1": 50.0}, intervals={"i2t_R1": (40.0, 60.0)})
-    both = replace(result, reranked=other)
-    assert flat_figures("test", both) == flat_figures("test", result)
-    assert flat_figures("test", both, "querybank") == flat_figures("test", result) | {
-        "test_querybank/i2t_R1": 50.0,
-        "test_querybank/i2t_R1_low": 40.0,
-        "test_querybank/i2t_R1_high": 60.0,
-    }
-
-
 @pytest.mark.parametrize("ids", [np.arange(900, 910), np.array([f"photo{i}" for i in range(10)])])
 def test_a_record_holds_the_ids_of_the_data_set(result: RetrievalResult, ids: np.ndarray) -> None:
     record = record_of("test", "some", "dot", result, ids)

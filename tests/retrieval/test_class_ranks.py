@@ -374,10 +374,10 @@ def test_captions_of_unknown_images_need_labels_of_their_own() -> None:
 
 def test_overflowing_products_within_a_class_are_an_error() -> None:
     large, labels = torch.full((3, 4), 1e30), np.array([0, 1, 1])
-    message = r"dot similarity leaves the range of torch.float32 for 5 of 5 pairs of one class, of queries 0 to 2"
+    message = r"dot similarity leaves the range of torch.float32 for 5 of 5 matching pairs, of queries 0 to 2"
     with pytest.raises(FeatureError, match=message):
         list(class_relevance(large, large, labels, labels, np.arange(3), "dot"))
-    with pytest.raises(FeatureError, match="for 2 of 2 pairs of one class, of queries 1 to 2"):
+    with pytest.raises(FeatureError, match="for 2 of 2 matching pairs, of queries 1 to 2"):
         list(class_relevance(large, large, labels, labels, np.arange(3), "dot", leave_out_itself=True))
 
 

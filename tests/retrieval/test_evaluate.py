@@ -3,6 +3,7 @@
 import math
 import statistics
 import string
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from xmodal.errors import ConfigError, DataError, FeatureError
 from xmodal.retrieval.evaluate import evaluate_retrieval
+from xmodal.retrieval.hubness import QueryBank
+from xmodal.retrieval.inputs import as_ids, check_options
 
 
 def similarity_of(a: list[float], b: list[float], similarity: str) -> float:
@@ -225,7 +228,9 @@ def test_an_overflow_elsewhere_stands_before_the_match() -> None:
 
 
 def test_a_query_set_without_any_match_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"none of the 2 captions belongs to one of the 2 images.*\[7, 8\].*\[0, 1\]"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 image queries has a caption in the gallery of 2 .*\[0, 1\].*\[7, 8\]"
+    ):
         evaluate_retrieval(np.eye(2), np.eye(2), [0, 1], [7, 8])
 
 
@@ -242,6 +247,20 @@ def test_a_query_set_without_any_match_is_an_error() -> None:
 def test_ids_of_the_wrong_kind_or_number(ids: list, text_ids: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate_retrieval(np.eye(2), np.eye(2), ids, text_ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "text_ids", "message"),
+    [
+        ([0, "5"], [0, 1], "image_ids must be integers or strings, all of one kind; found int, str"),
+        ([0, 1], (0, True), "text_image_ids must be integers or strings, all of one kind; found bool, int"),
+        ([0, None], [0, 1], "image_ids must be .* found NoneType, int"),
+        ([[0], [1, 2]], [0, 1], "image_ids must be .* found list"),
+    ],
+)
+def test_lists_of_mixed_ids(ids: list, text_ids: Sequence, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_ids(ids, text_ids, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -265,10 +284,132 @@ def test_embeddings_of_the_wrong_shape(image: np.ndarray, text: np.ndarray, mess
     ("options", "message"),
     [
         ({"similarity": "l2"}, "cosine, dot, euclidean; found 'l2'"),
-        ({"ks": (1, 0)}, r"at least 1, found \[1, 0\]"),
-        ({"block_size": 0}, "block_size must be at least 1, found 0"),
+        ({"ks": (1, 0)}, r"at least 1, such as \(1, 5, 10\); found \(1, 0\)"),
+        ({"bootstrap": 39}, "at least 40 for a 95 % interval, or 0 for none; found 39"),
+        ({"bootstrap": -1}, "or 0 for none; found -1"),
+        ({"block_size": 0}, "block_size must be a whole number of at least 1, found 0"),
     ],
 )
 def test_impossible_options(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate_retrieval(np.eye(2), np.eye(2), [0, 1], [0, 1], **options)
+
+
+def exact_ranks(queries: np.ndarray, gallery: np.ndarray, ids: np.ndarray, gallery_ids: np.ndarray) -> list[int]:
+    """Ranks by Euclidean distance, from differences in float64."""
+    ranks = []
+    for query, own in zip(queries.astype(np.float64), ids, strict=True):
+        distances = ((gallery.astype(np.float64) - query) ** 2).sum(axis=1)
+        best = distances[gallery_ids == own].min()
+        ranks.append(1 + int((distances[gallery_ids != own] <= best).sum()))
+    return ranks
+
+
+def far_from_the_origin(offset: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    image, ids = random.normal(size=(150, 32)), random.permutation(150)
+    rows = random.permutation(np.repeat(np.arange(150), 3))
+    text = image[rows] + random.normal(size=(450, 32)) * 1.5
+    return (image + offset).astype(np.float32), (text + offset).astype(np.float32), ids, ids[rows]
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -1000.0, 1e4])
+@pytest.mark.parametrize("by_class", [False, True])
+def test_distances_are_exact_far_from_the_origin(offset: float, by_class: bool) -> None:
+    image, text, ids, text_ids = far_from_the_origin(offset, seed=int(offset % 97))
+    labels = {"image_labels": ids % 40, "text_labels": text_ids % 40} if by_class else {}
+    keys, text_keys = (ids % 40, text_ids % 40) if by_class else (ids, text_ids)
+    result = evaluate_retrieval(image, text, ids, text_ids, "euclidean", block_size=64, **labels)
+    assert result.ranks["i2t"].tolist() == exact_ranks(image, text, keys, text_keys)
+    assert result.ranks["t2i"].tolist() == exact_ranks(text, image, text_keys, keys)
+    assert 20 < result.metrics["i2t_R1"] < 100
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9999), offset=st.integers(-2000, 2000))
+def test_a_translation_changes_no_rank_under_euclidean_not_even_of_ties(seed: int, offset: int) -> None:
+    random = np.random.default_rng(seed)
+    image, text = (random.integers(-2, 3, (n, 3)).astype(np.float32) for n in (40, 110))
+    moved = np.float32(offset) * np.array([1, -1, 0.5], dtype=np.float32)
+    ids, text_ids = np.arange(40), random.permutation(np.arange(110) % 40)
+    for labels in ({}, {"image_labels": ids % 7}):
+        plain = evaluate_retrieval(image, text, ids, text_ids, "euclidean", **labels)
+        found = evaluate_retrieval(image + moved, text + moved, ids, text_ids, "euclidean", **labels)
+        assert {way: ranks.tolist() for way, ranks in found.ranks.items()} == {
+            way: ranks.tolist() for way, ranks in plain.ranks.items()
+        }
+
+
+def test_a_collapsed_model_far_from_the_origin_stays_last() -> None:
+    rows = np.full((70, 5), 1234.567, dtype=np.float32)
+    result = evaluate_retrieval(rows, rows, range(70), range(70), "euclidean")
+    assert (result.ranks["i2t"] == 70).all()
+    assert (result.ranks["t2i"] == 70).all()
+
+
+def many_matches(kind: str) -> tuple[list, list]:
+    """Ids of images and captions, so that a query has more matches than are counted one by one."""
+    random = np.random.default_rng(5)
+    if kind == "of few ids":  # of images 250 captions; of captions 15 images
+        return random.permutation(np.arange(45) % 3).tolist(), [*random.integers(0, 3, 745).tolist(), *[77] * 5]
+    if kind == "of captions alone":
+        return random.permutation(np.arange(450) % 3).tolist(), [0, 1, 2, 2, 5]
+    return [*range(30), 88], [*range(30), *[7] * 600, 99, 99]  # one image with 601 captions
+
+
+@pytest.mark.parametrize("kind", ["of few ids", "of captions alone", "of one image"])
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_many_matches_agree_with_sorted_lists_where_ties_abound(kind: str, similarity: str) -> None:
+    random = np.random.default_rng(0)
+    ids, text_ids = many_matches(kind)
+    image, text = (random.integers(-2, 3, (n, 3)).astype(np.float32) for n in (len(ids), len(text_ids)))
+    check(image, text, ids, text_ids, similarity, 64)
+
+
+@pytest.mark.parametrize("kind", ["of few ids", "of captions alone", "of one image"])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_sorting_and_counting_find_the_same(kind: str, restricted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    ids, text_ids = many_matches(kind)
+    image, text = random.normal(size=(len(ids), 6)), random.normal(size=(len(text_ids), 6))
+    masks = {}
+    if restricted:
+        masks = {"image_queries": np.arange(len(ids)) % 3 > 0, "text_queries": np.arange(len(text_ids)) % 2 == 0}
+    bank = QueryBank(*random.normal(size=(2, 20, 6)))
+    found = evaluate_retrieval(image, text, ids, text_ids, bank=bank, **masks)
+    monkeypatch.setattr("xmodal.retrieval.evaluate.MANY_PAIRS", math.inf)
+    monkeypatch.setattr("xmodal.retrieval.evaluate.MOST_PAIRS", math.inf)
+    counted = evaluate_retrieval(image, text, ids, text_ids, bank=bank, **masks)
+    assert found.reranked is not None
+    assert counted.reranked is not None
+    for one, other in ((found, counted), (found.reranked, counted.reranked)):
+        assert one.metrics == pytest.approx(other.metrics)
+        for way in ("i2t", "t2i"):
+            assert one.ranks[way].tolist() == other.ranks[way].tolist()
+            for name, values in one.queries[way].values.items():
+                assert values == pytest.approx(other.queries[way].values[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ks": 5}, r"ks must be a sequence of whole cut-offs .*; found 5$"),
+        ({"ks": "5"}, "found '5'"),
+        ({"ks": ("1",)}, r"found \('1',\)"),
+        ({"ks": (2.5,)}, r"found \(2\.5,\)"),
+        ({"ks": (True,)}, r"found \(True,\)"),
+        ({"bootstrap": 1000.0}, "bootstrap must be a whole number of resamples, .* found 1000.0"),
+        ({"bootstrap": True}, "found True"),
+        ({"block_size": 2.5}, "block_size must be a whole number of at least 1, found 2.5"),
+    ],
+)
+def test_options_of_the_wrong_kind(options: dict, message: str) -> None:
+    usual = {"similarity": "cosine", "ks": (1, 5), "bootstrap": 0, "block_size": 64}
+    with pytest.raises(ConfigError, match=message):
+        check_options(**usual | options)
+
+
+def test_options_of_numpy_are_numbers() -> None:
+    check_options("cosine", np.array([1, 5]), np.int64(40), np.uint8(64))
+    with pytest.raises(ConfigError, match=r"found np\.int64\(39\)"):
+        check_options("cosine", [1, 5], np.int64(39), 64)

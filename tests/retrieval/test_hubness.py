@@ -110,8 +110,9 @@ def test_plain_figures_stand_beside_unchanged(by_class: bool) -> None:
     assert result.metrics == plain.metrics
     assert result.reranked is not None
     assert result.reranked.metrics["rsum"] != plain.metrics["rsum"]
-    for way in {"i2i", "t2t"} & plain.ranks.keys():  # no bank corrects these
-        assert result.reranked.ranks[way].tolist() == plain.ranks[way].tolist()
+    assert ("i2i" in plain.queries) == by_class
+    assert set(result.reranked.queries) == {"i2t", "t2i"}  # no bank corrects the others
+    assert not any(name.startswith(("i2i", "t2t")) for name in result.reranked.metrics)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -163,7 +164,7 @@ def test_one_bank_query_that_ties_activates_both_items(fillers: int) -> None:
         gallery = torch.tensor(np.vstack([[[length, 0], [0, length]], filler]))
         queries = torch.tensor([[3.0, 1.0], [1.0, 3.0], [-1.0, -1.0], [2.0, 2.0]], dtype=torch.float64)
         bank = np.array([[5.0, 5.0]])
-        offsets, _ = QueryBank(bank, bank).offsets(queries, gallery, "dot", 1)
+        offsets, _ = QueryBank(bank, bank, inverse_temperature=20.0).offsets(queries, gallery, "dot", 1)
         assert offsets.queries.tolist() == [True, True, fillers == 0, True]
 
 
@@ -176,7 +177,7 @@ def test_equal_items_have_equal_offsets_wherever_they_stand(count: int, width: i
     bank = random.normal(size=(67, width))
     copies = [i for i in (0, 1, 63, 64, 254, 255, 256, 257, 511, 512, count - 1) if i < count]
     gallery[copies] = gallery[count // 2].clone()
-    offsets, other = QueryBank(bank, bank).offsets(gallery, gallery, similarity, 1)
+    offsets, other = QueryBank(bank, bank, inverse_temperature=20.0).offsets(gallery, gallery, similarity, 1)
     assert len(offsets.gallery[copies].unique()) == 1
     assert len(offsets.queries[copies].unique()) == 1
     assert len(offsets.gallery.unique()) >= (count - len(copies)) * 0.9  # no two others were taken for equal
@@ -195,7 +196,7 @@ def test_a_collapsed_model_stays_last() -> None:
 
 def test_negative_zero_is_zero() -> None:
     gallery = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]])
-    offsets, _ = QueryBank(gallery, gallery).offsets(gallery, gallery, "dot", 512)
+    offsets, _ = QueryBank(gallery, gallery, inverse_temperature=20.0).offsets(gallery, gallery, "dot", 512)
     assert offsets.gallery[0] == offsets.gallery[1] != offsets.gallery[2]
 
 
@@ -221,8 +222,8 @@ def test_zero_vectors_of_a_bank_are_left_out(similarity: str) -> None:
     random = torch.Generator().manual_seed(0)
     image, text, bank = (torch.randn(n, 4, generator=random) for n in (40, 50, 6))
     padded = torch.cat([bank[:3], torch.zeros(2, 4), bank[3:]])
-    expected = QueryBank(bank, bank).offsets(image, text, similarity, 512)
-    found = QueryBank(padded, padded).offsets(image, text, similarity, 512)
+    expected = QueryBank(bank, bank, inverse_temperature=20.0).offsets(image, text, similarity, 512)
+    found = QueryBank(padded, padded, inverse_temperature=20.0).offsets(image, text, similarity, 512)
     assert all(map(same, expected, found))
     assert not all(side.queries.all() for side in found)
 
@@ -230,7 +231,7 @@ def test_zero_vectors_of_a_bank_are_left_out(similarity: str) -> None:
 def test_the_origin_is_a_query_like_another_under_euclidean() -> None:
     gallery = torch.tensor([[0.1, 0.0], [3.0, 0.0]])
     bank = torch.tensor([[0.0, 0.0], [3.0, 0.1]])
-    offsets, _ = QueryBank(bank, bank).offsets(gallery, gallery, "euclidean", 512)
+    offsets, _ = QueryBank(bank, bank, inverse_temperature=20.0).offsets(gallery, gallery, "euclidean", 512)
     expected = naive_offsets(bank.tolist(), gallery.tolist(), 20.0, "euclidean")
     np.testing.assert_allclose(offsets.gallery, expected, rtol=1e-4, atol=1e-6)
     assert offsets.queries.all()
@@ -239,7 +240,7 @@ def test_the_origin_is_a_query_like_another_under_euclidean() -> None:
 def test_large_scores_do_not_overflow_the_exponential() -> None:
     random = np.random.default_rng(0)
     bank, gallery = 100 * random.normal(size=(150, 8)), torch.tensor(100 * random.normal(size=(20, 8)))
-    offsets, _ = QueryBank(bank, bank).offsets(gallery, gallery, "dot", 1)
+    offsets, _ = QueryBank(bank, bank, inverse_temperature=20.0).offsets(gallery, gallery, "dot", 1)
     np.testing.assert_allclose(offsets.gallery, naive_offsets(bank.tolist(), gallery.tolist(), 20.0, "dot"), rtol=1e-9)
 
 
@@ -257,7 +258,7 @@ def test_products_out_of_range_are_an_error() -> None:
     with pytest.raises(
         FeatureError, match=r"dot similarity to the query bank, times 20.0, .* torch.float32 for 1 of 1"
     ):
-        QueryBank(bank, bank).offsets(large, large, "dot", 512)
+        QueryBank(bank, bank, inverse_temperature=20.0).offsets(large, large, "dot", 512)
 
 
 def test_the_choices_of_the_command_line_are_those_of_the_bank() -> None:
@@ -299,3 +300,28 @@ def test_a_bank_of_another_model() -> None:
         FeatureError, match=r"text embeddings of the query bank have width 3, .* have width 2: both must"
     ):
         QueryBank(np.eye(2), np.eye(3)).offsets(torch.eye(2), torch.eye(2), "cosine", 512)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_the_temperature_of_cosines_is_not_taken_for_another_similarity(similarity: str) -> None:
+    sides, ids = np.random.default_rng(0).normal(size=(2, 9, 4)), range(9)
+    usual, chosen = QueryBank(*sides), QueryBank(*sides, inverse_temperature=20.0)
+    with pytest.raises(ConfigError, match=rf"--inverse-temperature\) must be chosen under similarity={similarity}"):
+        evaluate_retrieval(*sides, ids, ids, similarity, bank=usual)
+    assert evaluate_retrieval(*sides, ids, ids, similarity, bank=chosen).reranked is not None
+    by_default, by_hand = (evaluate_retrieval(*sides, ids, ids, bank=bank).reranked for bank in (usual, chosen))
+    assert by_default is not None
+    assert by_hand is not None
+    assert by_default.metrics == by_hand.metrics
+
+
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+def test_offsets_are_exact_far_from_the_origin(offset: float) -> None:
+    random = np.random.default_rng(1)
+    bank, queries, gallery = ((random.normal(size=(n, 16)) + offset).astype(np.float32) for n in (30, 60, 80))
+    found, _ = QueryBank(bank, bank, "querybank", 0.5).offsets(
+        torch.tensor(queries), torch.tensor(gallery), "euclidean", 64
+    )
+    lists = bank.tolist(), queries.tolist(), gallery.tolist()
+    np.testing.assert_allclose(found.gallery, naive_offsets(lists[0], lists[2], 0.5, "euclidean"), rtol=1e-4)
+    assert found.queries.tolist() == naive_corrected(*lists, "querybank", "euclidean")

@@ -229,3 +229,21 @@ def test_impossible_settings_are_reported_together() -> None:
         IVFPQIndex(lists=0, probes=-3)
     with pytest.raises(ConfigError, match="bits must be at most 12, found 16"):
         IVFPQIndex(bits=16)
+
+
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+def test_distances_are_exact_far_from_the_origin(offset: float) -> None:
+    random = np.random.default_rng(3)
+    vectors, queries = ((random.normal(size=(n, 32)) + offset).astype(np.float32) for n in (400, 60))
+    gallery = FlatIndex().build(vectors, "euclidean")
+    scores, rows = gallery.search(queries, 400)
+    expected_scores, expected_rows = full_sort(vectors, queries, "euclidean")
+    assert rows[:, :5].tolist() == expected_rows[:, :5].tolist()
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+    assert index_recall(gallery, vectors, queries, 10) == 100.0
+    found = evaluate_retrieval(queries, vectors, range(60), np.arange(400) % 60, "euclidean")
+    hits = rows % 60 == np.arange(60)[:, None]
+    assert found.ranks["i2t"].tolist() == (1 + hits.argmax(axis=1)).tolist()
+    assert 0 < found.metrics["i2t_R10"] < 100
+    for index in (HNSWIndex(), IVFPQIndex(lists=4, probes=4, codes=32)):
+        assert index_recall(index.build(vectors, "euclidean"), vectors, queries, 10) > 80

@@ -112,11 +112,11 @@ def test_queries_are_cut_with_the_items() -> None:
 def test_corrected_figures_are_averaged_too(method: str) -> None:
     sides = embeddings(seed=6)
     bank = QueryBank(*(torch.from_numpy(side) for side in embeddings(seed=7)[:2]), method)
-    result, folds = evaluate_folds(*sides, 3, bank=bank, bootstrap=20), by_hand(*sides, 3, bank=bank)
+    result, folds = evaluate_folds(*sides, 3, bank=bank, bootstrap=40), by_hand(*sides, 3, bank=bank)
     agree(result, folds)
     agree(result.reranked, [(images, texts, of_fold.reranked) for images, texts, of_fold in folds])
     assert result.reranked.metrics != result.metrics
-    assert result.reranked.intervals == bootstrap_intervals(result.reranked.queries, 20)
+    assert result.reranked.intervals == bootstrap_intervals(result.reranked.queries, 40)
 
 
 def test_captions_of_images_that_are_not_there_are_counted_and_take_no_part() -> None:

@@ -157,8 +157,14 @@ def test_query_masks_of_the_wrong_form(mask: np.ndarray, message: str) -> None:
 
 
 def test_queries_of_which_none_has_a_match() -> None:
-    with pytest.raises(DataError, match=r"none of the 2 captions belongs to one of the 3 images"):
-        evaluate_retrieval(np.eye(3)[:, :2], np.eye(2), [0, 1, 2], [0, 1], image_queries=np.arange(3) == 2)
+    message = (
+        r"none of the 1 image queries has a caption in the gallery of 2 captions.* \[9\], text_image_ids with \[0, 1\]"
+    )
+    with pytest.raises(DataError, match=message):
+        evaluate_retrieval(np.eye(3)[:, :2], np.eye(2), [0, 1, 9], [0, 1], image_queries=np.arange(3) == 2)
+    message = r"none of the 1 caption queries has its image in the gallery of 2 .* \[7\], image_ids with \[0, 1\]"
+    with pytest.raises(DataError, match=message):
+        evaluate_retrieval(np.eye(2), np.eye(3)[:, :2], [0, 1], [0, 1, 7], text_queries=np.arange(3) == 2)
 
 
 def test_a_bank_is_of_the_width_of_the_embeddings() -> None:

@@ -279,7 +279,7 @@ def test_only_figures_of_both_are_compared() -> None:
     queries = directions(10, [2] * 10)
     fewer = {way: replace(side, values={n: side.values[n] for n in NAMES[:3]}) for way, side in queries.items()}
     expected = {f"{way}_{name}" for way in ("i2t", "t2i") for name in ("R1", "R5", "R10", "medR")} | {"rsum"}
-    assert set(paired_test(queries, fewer, 20)) == set(paired_test(fewer, queries, 20)) == expected
+    assert set(paired_test(queries, fewer, 40)) == set(paired_test(fewer, queries, 40)) == expected
 
 
 def test_the_paired_test_is_the_same_in_chunks_and_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,18 +317,33 @@ def test_other_queries_are_not_compared(changed: dict, message: str) -> None:
 
 
 def test_too_few_resamples() -> None:
-    for call in (lambda: bootstrap_intervals(BASE, 0), lambda: paired_test(BASE, BASE, -3)):
-        with pytest.raises(ConfigError, match=r"resamples must be at least 1, found (0|-3)"):
+    for call in (lambda: bootstrap_intervals(BASE, 39), lambda: paired_test(BASE, BASE, -3)):
+        with pytest.raises(ConfigError, match=r"resamples must be at least 40 for a 95 % interval, found (39|-3)"):
             call()
 
 
 def test_a_direction_without_match_is_an_error() -> None:
     with pytest.raises(DataError, match="t2i: not one of 3 queries has a match"):
-        bootstrap_intervals(BASE | {"t2i": of_ranks([0, 0, 0], [7, 8, 9])}, 10)
+        bootstrap_intervals(BASE | {"t2i": of_ranks([0, 0, 0], [7, 8, 9])}, 40)
 
 
 def test_an_image_in_two_folds_is_an_error() -> None:
     apart = {way: replace(side, folds=np.array([0, 0, 1])) for way, side in BASE.items()}
     apart["t2i"] = replace(apart["t2i"], folds=np.array([0, 1, 1]))
     with pytest.raises(DataError, match=r"those of image 8 lie in folds 0, 1 \(1 such images\)"):
-        bootstrap_intervals(apart, 10)
+        bootstrap_intervals(apart, 40)
+
+
+def test_a_single_image_gives_no_interval() -> None:
+    assert bootstrap_intervals({"i2t": of_ranks([3, 0], [7, 8]), "t2i": of_ranks([2, 9], [7, 7])}, 40) == {}
+    result = evaluate_retrieval(np.eye(1), np.eye(2)[:, :1], [7], [7, 7], bootstrap=40)
+    assert result.intervals == {}
+
+
+def test_a_direction_with_a_single_image_in_a_fold_gives_no_interval() -> None:
+    queries = {"i2t": of_ranks([3, 0, 0], [7, 8, 9]), "t2i": of_ranks([2, 9, 1], [7, 8, 9])}
+    found = bootstrap_intervals(queries, 40)
+    assert set(found) == {f"t2i_{name}" for name in queries["t2i"].metrics()}
+    folded = {"i2t": of_ranks([3, 1, 2, 4], [6, 7, 8, 9]), "t2i": of_ranks([2, 9, 1, 0], [6, 7, 8, 9], [0, 0, 1, 1])}
+    folded["i2t"] = replace(folded["i2t"], folds=np.array([0, 0, 1, 1]))
+    assert set(bootstrap_intervals(folded, 40)) == {f"i2t_{name}" for name in folded["i2t"].metrics()}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from xmodal.errors import ConfigError
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
 from xmodal.retrieval.index import FlatIndex, Index, index_recall
@@ -46,9 +47,15 @@ class RetrievalEvaluation(pl.Callback):
     Args:
         index: the kind of FAISS index (``conf/index``).
         ks: cut-offs K of recall@K, beside 1, 5 and 10.
+
+    Raises:
+        ConfigError: a cut-off that is not a whole number of at least 1.
     """
 
     def __init__(self, index: Index, ks: Sequence[int] = (1, 5, 10)) -> None:
+        if wrong := [k for k in ks if type(k) is not int or k < 1]:
+            found = ", ".join(map(repr, wrong))
+            raise ConfigError(f"ks must be cut-offs K of recall@K, whole numbers of at least 1, found {found}.")
         self.index = index
         self.ks = tuple(sorted({1, 5, 10, *ks}))
         self.retrieved: Retrieved | None = None
@@ -111,7 +118,9 @@ class RetrievalEvaluation(pl.Callback):
             f"{way}_index_recall@{TOP_K}": recall for way, recall in recalls.items() if recall is not None
         }
         metrics["loss"] = pair_loss(module, image, text, image_ids, text_image_ids, datamodule.batch_size)
-        module.log_dict({f"{role}/{name}": value for name, value in metrics.items()}, prog_bar=False, batch_size=1)
+        named = {f"{role}/{name}": value for name, value in metrics.items()}
+        # every process evaluates the whole gallery; the mean makes them agree to the last digit on which epoch is best
+        module.log_dict(named, prog_bar=False, batch_size=1, sync_dist=True)
         self._embeddings, self._rows = {}, {}
 
     def _search(

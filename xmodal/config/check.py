@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xmodal.config import evaluation
 from xmodal.config.annotations import Accepted, Signature, accepted, names_in, signature
 from xmodal.config.sources import ConfigSource
 from xmodal.config.suggestions import did_you_mean
@@ -229,6 +230,8 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _never_validated,
         _endless_cosine,
         _half_precision_on_cpu,
+        _too_few_resamples,
+        _no_cutoffs,
     )
     return [fault for rule in rules for fault in rule(cfg)]
 
@@ -311,7 +314,7 @@ def _unknown_monitor(cfg: DictConfig) -> list[str]:
 def monitors(cfg: DictConfig) -> list[str]:
     """The figures of validation that ``monitor`` can name, those of which more is better."""
     ks = value_of(cfg, "callbacks.retrieval.ks")
-    cutoffs = sorted({1, 5, 10, *(k for k in ks if isinstance(k, int))}) if isinstance(ks, list) else (1, 5, 10)
+    cutoffs = sorted({1, 5, 10, *(k for k in ks if type(k) is int and k > 0)}) if isinstance(ks, list) else (1, 5, 10)
     recalls = [f"{kind}R{k}" for kind in ("", "fractional_") for k in cutoffs]
     ways = ("i2t", "t2i", "i2i", "t2t") if value_of(cfg, "data.relevance") == "class" else ("i2t", "t2i")
     names = [f"{way}_{name}" for way in ways for name in (*recalls, "mAP", "mAP@R", "RPrecision", "nDCG@10")]
@@ -339,3 +342,24 @@ def _half_precision_on_cpu(cfg: DictConfig) -> list[str]:
     if accelerator != "cpu" or str(precision) not in ("16", "16-mixed", "16-true"):
         return []
     return [f"trainer.precision={precision}: a CPU has no float16 training. Choose bf16-mixed or 32-true."]
+
+
+def _too_few_resamples(cfg: DictConfig) -> list[str]:
+    resamples = value_of(cfg, "bootstrap")
+    if type(resamples) is not int or resamples < 0:
+        return []  # said already
+    fault = evaluation.resamples_fault(f"bootstrap={resamples}: it", resamples)
+    return [fault] if fault else []
+
+
+def _no_cutoffs(cfg: DictConfig) -> list[str]:
+    """The K of recall@K; that they are a list is said already."""
+    ks = value_of(cfg, "callbacks.retrieval.ks")
+    wrong = [k for k in ks if type(k) is not int or k < 1] if isinstance(ks, list) else []
+    if not wrong:
+        return []
+    shown = ",".join(map(str, ks))
+    return [
+        f"callbacks.retrieval.ks=[{shown}]: expected cut-offs K of recall@K, whole numbers of at least 1, found "
+        f"{', '.join(map(repr, wrong))}."
+    ]

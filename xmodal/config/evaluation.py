@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +78,8 @@ class EvaluationOptions:
         for flag, (value, low) in least.items():
             if value is not None and value < low:
                 yield f"{flag} must be at least {low}, found {value}."
-        if self.bootstrap < 0 or 0 < self.bootstrap < FEWEST_RESAMPLES:
-            yield (
-                f"--bootstrap must be a number of resamples, at least {FEWEST_RESAMPLES} for a 95 % interval, or 0 for "
-                f"none; found {self.bootstrap}."
-            )
+        if fault := resamples_fault("--bootstrap", self.bootstrap):
+            yield fault
         inverse = self.inverse_temperature
         if inverse is not None and not (math.isfinite(inverse) and inverse > 0):
             yield f"--inverse-temperature must be a positive number, found {inverse}."
@@ -110,19 +107,93 @@ class EvaluationOptions:
             )
         if self.rerank and "train" in (self.gallery, self.split):
             yield f"--rerank {self.rerank} takes its bank from train, where the queries would find themselves."
+        elif self.rerank and self.gallery == "all":
+            yield (
+                f"--rerank {self.rerank} takes its bank from train, whose items --gallery all puts into the gallery: "
+                "they would be known by their own captions. Leave one of them out."
+            )
 
     def _of_file(self) -> Iterator[str]:
         if self.gallery not in (None, "split"):
             yield f"--gallery {self.gallery} needs the splits of a run; an embeddings file is one gallery."
         if self.split is not None and not _NAME.fullmatch(self.split):
             yield f"--split {self.split!r} can't name figures and files: letters, digits, '_', '-' and '.' can."
+        if fault := self.temperature_fault(self.similarity or "cosine"):
+            yield fault
+
+    def temperature_fault(self, similarity: str) -> str | None:
+        """A correction has a default for cosines alone."""
+        if self.rerank is None or self.inverse_temperature is not None or similarity == "cosine":
+            return None
+        return (
+            f"--rerank {self.rerank} needs --inverse-temperature BETA under {similarity} similarity, whose scores have "
+            "a scale of their own (20 is usual for cosines). A start: 1 divided by the scores' standard deviation."
+        )
+
+    def folds_fault(self, images: int) -> str | None:
+        """The folds must be of one size, and hold two images at least."""
+        folds = self.fold_count
+        possible = [count for count in range(2, images // 2 + 1) if images % count == 0]
+        if folds is None or folds in possible:
+            return None
+        choices = " or ".join(map(str, _nearest(possible, folds)))
+        return (
+            f"--folds {folds} does not cut {images:,} images into parts of one size, of two images at least "
+            "(galleries of different sizes do not compare). "
+            + (
+                f"Possible: --folds {choices}."
+                if choices
+                else "No other number does: evaluate the full split, without folds."
+            )
+        )
 
 
-def unwritable(targets: Mapping[str, Path | None]) -> list[str]:
-    """Places (by flag) where no file can be made, found before anything is computed; a sentence each.
+def _nearest(possible: Iterable[int], wanted: int) -> list[int]:
+    """The four numbers nearest to the one that was wanted, ascending."""
+    return sorted(sorted(possible, key=lambda count: abs(count - wanted))[:4])
+
+
+def resamples_fault(name: str, value: int) -> str | None:
+    """What is wrong with a number of resamples, called ``name`` (``--bootstrap``) by the user."""
+    if value == 0 or value >= FEWEST_RESAMPLES:
+        return None
+    return (
+        f"{name} must be a number of resamples, at least {FEWEST_RESAMPLES} for a 95 % interval, or 0 for none; "
+        f"found {value}."
+    )
+
+
+def unwritable(targets: Mapping[str, Path | None], taken: Mapping[Path, str] | None = None) -> list[str]:
+    """Places (by flag) where no file may be made, found before anything is computed; a sentence each.
 
     Files come into being by a rename, which would put one in the place of a device, a pipe or a link (/dev/stdout).
+    No target takes the place of another one, nor of what is ``taken`` (what each file is, for the message).
     """
+    faults = _impossible(targets)
+    owners = {path.resolve(): what for path, what in (taken or {}).items()}
+    for flag, path in targets.items():
+        if path is None:
+            continue
+        if what := owners.get(path.resolve()):
+            faults.append(f"{flag} {path} would replace {what}; name another file.")
+        owners.setdefault(path.resolve(), f"the file of {flag}")
+    return faults
+
+
+def with_suffix(record: Path, suffix: str) -> Path:
+    """Where the queries of corrected figures are kept, beside the plain ones: ``kept.npz``, ``kept_querybank.npz``."""
+    return record.with_name(f"{record.stem}{suffix}{record.suffix}")
+
+
+def files_of_run(place: Path) -> dict[Path, str]:
+    """What an evaluation or a comparison reads, or training left, by its path: the file, or those of a run's folder."""
+    if not place.is_dir():
+        return {place: "the file that is read"}
+    patterns = ("*.ckpt", "checkpoints/*.ckpt", "config.yaml", "metrics.json", "history.csv", "train.log")
+    return {file: "a file of the run" for pattern in patterns for file in place.glob(pattern)}
+
+
+def _impossible(targets: Mapping[str, Path | None]) -> list[str]:
     faults = []
     for flag, path in targets.items():
         if path is not None and path.is_dir():

@@ -43,3 +43,10 @@ class Embedded:
     bank_images: Float[Tensor, "A E"] | None = None
     bank_texts: Float[Tensor, "B E"] | None = None
     ks: tuple[int, ...] = (1, 5, 10)
+
+
+def counted(images: int, captions: int) -> str:
+    """``1 image, 2,000 captions``."""
+    return ", ".join(
+        f"{count:,} {word}{'' if count == 1 else 's'}" for count, word in ((images, "image"), (captions, "caption"))
+    )

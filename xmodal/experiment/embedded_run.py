@@ -20,7 +20,7 @@ from xmodal.config.values import plain
 from xmodal.data.items import Items
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, DataError, FeatureError, XmodalError
-from xmodal.experiment.embedded import Embedded
+from xmodal.experiment.embedded import Embedded, counted
 from xmodal.experiment.embeddings_file import bank_rows
 from xmodal.experiment.features import Dataset, image_features, load_dataset, text_features
 from xmodal.experiment.parts import Parts, source_config
@@ -29,7 +29,6 @@ from xmodal.models import checkpoint
 from xmodal.models.build import build_model
 from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 from xmodal.models.query_encoders import Modality, QueryEncoders
-from xmodal.retrieval.protocols import check_folds
 from xmodal.types import FeatureBatch, RaggedFeatures
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,10 @@ def checkpoint_of(place: Path) -> Path:
         hint = f" Did you mean {' or '.join(str(_run_or_file(file)) for file in below)}?" if below else ""
         raise DataError(f"{place} is no run folder: it has no checkpoints/{BEST}.{hint}")
     if not place.exists():
-        raise DataError(f"There is no {place}. Give a run folder (outputs/runs/<data>/<run>) or a checkpoint (.ckpt).")
+        raise DataError(
+            f"There is no file or folder {place}. Give a run folder (outputs/runs/<data>/<run>), or a checkpoint "
+            "(.ckpt)."
+        )
     if place.suffix != ".ckpt":
         hint = f" Embeddings are given so: --embeddings {place}" if place.suffix == ".npz" else ""
         raise DataError(f"{place} is neither a run folder nor a checkpoint (.ckpt).{hint}")
@@ -72,7 +74,8 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
 
     Raises:
         DataError: no checkpoint, a split that does not exist, or items without labels where classes count.
-        ConfigError: faults of the overrides, or files that are not where the configuration says.
+        ConfigError: faults of the overrides, files that are not where the configuration says, a number of folds that
+            does not divide that of the images, or a correction that needs its temperature said.
         FeatureError: features of another width than the model's.
         WeightsError: an encoder other than the one that the model was trained with.
     """
@@ -80,12 +83,14 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
     content = checkpoint.read(file)
     saved = content[CHECKPOINT_KEY]["config"]
     cfg = _config(saved, options, overrides, device)
+    if fault := options.temperature_fault(cfg.model.similarity):
+        raise ConfigError(fault)
     parts = _parts(cfg, _query_encoders(cfg, content[CHECKPOINT_KEY], overrides))
-    dataset = load_dataset(cfg, parts)
+    dataset = _dataset(cfg, parts, options)
     split = _split(dataset.used, options)
     chosen = _Chosen.of(dataset.used, split, options.gallery == "all")
-    if options.fold_count:
-        check_folds(options.fold_count, len(chosen.images))  # before anything is encoded
+    if fault := options.folds_fault(len(chosen.images)):  # before anything is encoded
+        raise ConfigError(fault)
     run = _Run.opened(cfg, content["state_dict"], parts, dataset, device)
     name = replace(options, relevance=cfg.data.relevance).name(split, saved["data"].get("relevance", "instance"))
     return Embedded(
@@ -150,10 +155,10 @@ class _Chosen:
         return cls(every_image, every_caption, np.isin(every_image, images), np.isin(every_caption, captions))
 
     def description(self, data_name: str, split: str) -> str:
-        gallery = f"{len(self.images):,} images, {len(self.captions):,} captions"
+        gallery = counted(len(self.images), len(self.captions))
         if self.image_queries is None or self.text_queries is None:
             return f"{split} of {data_name}, {gallery}"
-        queries = f"{self.image_queries.sum():,} images, {self.text_queries.sum():,} captions"
+        queries = counted(int(self.image_queries.sum()), int(self.text_queries.sum()))
         return f"queries: {split} of {data_name}, {queries}; gallery: all splits, {gallery}"
 
 
@@ -257,6 +262,27 @@ def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> tuple[RaggedFe
                 f"{cfg[f'{side}_encoder'].get('path', 'the encoder')} is not what it was trained with."
             )
     return found["image"], found["text"]
+
+
+def _dataset(cfg: DictConfig, parts: Parts, options: EvaluationOptions) -> Dataset:
+    """The data set; where the flag asks for classes, labels that lack are missed in its words, not in training's."""
+    if options.relevance != "class":
+        return load_dataset(cfg, parts)
+    by_instance = cfg.copy()
+    by_instance.data.relevance = "instance"
+    dataset = load_dataset(by_instance, parts)
+    _require_labels(dataset.used)
+    return dataset
+
+
+def _require_labels(items: Items) -> None:
+    without = [image.image_id for image in items.images if image.label is None]
+    if without:
+        raise DataError(
+            f"--relevance class needs a label for every image, but {len(without):,} of the {len(items.images):,} "
+            f"images of {items.name} have none, the first of them {without[0]!r}. Leave it out to evaluate pairs, or "
+            "add the labels (column label of a table)."
+        )
 
 
 def _labels(items: Items, chosen: _Chosen) -> dict[str, Any]:

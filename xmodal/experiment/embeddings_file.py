@@ -1,19 +1,22 @@
 """Embeddings that somebody else made, from an ``.npz``: read and checked before anything is computed."""
 
+import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xmodal.config.evaluation import EvaluationOptions
-from xmodal.config.suggestions import did_you_mean
-from xmodal.errors import DataError, FeatureError
-from xmodal.experiment.embedded import Embedded
+from xmodal.config.suggestions import close, did_you_mean, phrase
+from xmodal.errors import ConfigError, DataError, FeatureError
+from xmodal.experiment.embedded import Embedded, counted
+
+log = logging.getLogger(__name__)
 
 _BANKS = ("bank_images", "bank_texts")
 VECTORS = ("image_embeddings", "text_embeddings", *_BANKS)
@@ -28,6 +31,8 @@ _WHAT_TO_DO = (
     "Write it with numpy.savez(file, image_embeddings=…, text_embeddings=…, image_ids=…, text_image_ids=…) "
     "and, where there are any, image_labels, text_labels, bank_images, bank_texts."
 )
+_SINGLE_ARRAY = b"\x93NUMPY"  # what an .npy begins with
+_LIKE_A_SLIP = 0.8  # difflib's ratio from which an unknown name is taken for a known one mistyped
 
 
 def read_embeddings(path: Path, options: EvaluationOptions, device: torch.device) -> Embedded:
@@ -36,7 +41,8 @@ def read_embeddings(path: Path, options: EvaluationOptions, device: torch.device
     (A, E), ``bank_texts`` (B, E). Nothing in the file is executed.
 
     Raises:
-        DataError: no such file, no ``.npz``, an array that is missing, or of another shape or kind.
+        ConfigError: the number of folds does not divide that of the images.
+        DataError: no such file, no ``.npz``, an array that is missing, mistyped, or of another shape or kind.
         FeatureError: vectors of different widths, or with NaN or infinity.
     """
     arrays = _arrays_in(path)
@@ -51,12 +57,14 @@ def read_embeddings(path: Path, options: EvaluationOptions, device: torch.device
     banks = _banks(vectors, options, device) if options.rerank else {}
     name = options.name(options.split or "test", usual)
     images, texts = vectors["image_embeddings"], vectors["text_embeddings"]
+    if fault := options.folds_fault(len(images)):
+        raise ConfigError(fault)
     return Embedded(
         name=name,
         data_name="embeddings",
-        description=f"{path}: {len(images):,} images, {len(texts):,} captions, {images.shape[1]} wide",
+        description=f"{path}: {counted(len(images), len(texts))}, {images.shape[1]} wide",
         similarity=options.similarity or "cosine",
-        record=path.with_name(f"{path.stem}.evaluation_{name}.npz"),
+        record=_record(path, name),
         image=images.to(device),
         text=texts.to(device),
         image_ids=columns["image_ids"],
@@ -67,15 +75,18 @@ def read_embeddings(path: Path, options: EvaluationOptions, device: torch.device
     )
 
 
+def _record(path: Path, name: str) -> Path:
+    """In the current folder, since folders of data are only read; the name says which folder the file is from."""
+    folder = path.resolve().parent
+    origin = "" if folder == Path.cwd() else f"{folder.name}."
+    return Path.cwd() / f"{origin}{path.stem}.evaluation_{name}.npz"
+
+
 def _arrays_in(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"There is no file {path} of embeddings. {_WHAT_TO_DO}")
+    _require_archive(path)
     known = (*VECTORS, *COLUMNS)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} holds a single array, expected several by name (.npz). {_WHAT_TO_DO}")
-        with loaded:
+        with np.load(path, allow_pickle=False) as loaded:
             found = {name: _array(path, name, loaded) for name in known if name in loaded.files}
             strange = [name for name in loaded.files if name not in known]
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as fault:
@@ -84,15 +95,43 @@ def _arrays_in(path: Path) -> dict[str, np.ndarray]:
         holds = ", ".join([*found, *strange]) or "nothing"
         hints = "".join(did_you_mean(name, strange) for name in absent[:1])
         raise DataError(f"{path} lacks {', '.join(absent)}; it holds {holds}.{hints} {_WHAT_TO_DO}")
+    _require_no_slip(path, strange, [name for name in known if name not in found])
     return found
+
+
+def _require_archive(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name the file of embeddings in it. {_WHAT_TO_DO}")
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. {_WHAT_TO_DO}")
+    with path.open("rb") as file:
+        is_single = file.read(len(_SINGLE_ARRAY)) == _SINGLE_ARRAY
+    if is_single:
+        raise DataError(f"{path} holds a single array, expected several by name (.npz). {_WHAT_TO_DO}")
+    if not is_zipfile(path):
+        raise DataError(f"{path} can't be read as an .npz: it is another kind of file, or cut short. {_WHAT_TO_DO}")
+
+
+def _require_no_slip(path: Path, strange: Sequence[str], absent: Sequence[str]) -> None:
+    """An array that is not known is left out, and said to be; unless its name looks like that of one that is."""
+    for name in strange:
+        if meant := close(name, absent, _LIKE_A_SLIP):
+            raise DataError(
+                f"{path}: there is no use for an array '{name}'.{phrase(meant)} Rename it, or leave it out. "
+                f"{_WHAT_TO_DO}"
+            )
+    if strange:
+        could_be = f" What could be there too: {', '.join(absent)}." if absent else ""
+        log.info("%s also holds %s, of which no use is made.%s", path, ", ".join(strange), could_be)
 
 
 def _array(path: Path, name: str, loaded: Mapping[str, np.ndarray]) -> np.ndarray:
     try:
         return loaded[name]
-    except ValueError as fault:  # an array of objects, which only running its pickle could tell
+    except ValueError as fault:
+        reason = "it holds Python objects, whose reading could run code" if "pickle" in str(fault) else str(fault)
         raise DataError(
-            f"{path}: {name} can't be read ({fault}). Save numbers, or strings as numpy.array(strings, dtype=str)."
+            f"{path}: {name} can't be read ({reason}). Save numbers, or strings as numpy.array(strings, dtype=str)."
         ) from fault
 
 
@@ -103,6 +142,8 @@ def _require(path: Path, arrays: Mapping[str, np.ndarray], options: EvaluationOp
         needs[f"--rerank {options.rerank} takes a bank of training queries"] = _BANKS
     if options.relevance == "class":
         needs["--relevance class goes by classes"] = ("image_labels",)
+    elif "text_labels" in arrays:
+        needs["text_labels are classes, which both sides need"] = ("image_labels",)
     for why, names in needs.items():
         if absent := [name for name in names if name not in arrays]:
             raise DataError(f"{why}, but {path} lacks {' and '.join(absent)}; it holds {', '.join(arrays)}.")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from xmodal.atomic import complete_file
 from xmodal.config.command_line import compose
-from xmodal.config.evaluation import EvaluationOptions
+from xmodal.config.evaluation import EvaluationOptions, unwritable, with_suffix
 from xmodal.errors import ConfigError, DataError
 from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.embedded_run import constructed, embed_run
@@ -60,8 +60,10 @@ def evaluate_and_report(
     index = _index(options.index)
     device = chosen_device(options.device)
     embedded = read_embeddings(place, options, device) if of_file else embed_run(place, options, overrides, device)
+    if embedded.record is not None and targets.record is None:
+        _require_apart(targets, embedded.record, options)
     found = evaluate(embedded, options)
-    _print(found)
+    _print(found, options)
     if index is not None:
         recalls = index_recalls(embedded, index)
         found.figures.update(recalls)
@@ -69,6 +71,13 @@ def evaluate_and_report(
         print(f"index={options.index} finds of the exact top {INDEX_K}: image → text {i2t}, text → image {t2i}")
     save(found, targets)
     return found
+
+
+def _require_apart(targets: Targets, record: Path, options: EvaluationOptions) -> None:
+    """The figures must not be written where the queries go, nor the other way round."""
+    records = [record, *([with_suffix(record, f"_{options.rerank}")] if options.rerank else [])]
+    if faults := unwritable({"--json": targets.json}, dict.fromkeys(records, "the queries of this very evaluation")):
+        raise ConfigError(faults)
 
 
 def evaluate(embedded: Embedded, options: EvaluationOptions) -> Evaluation:
@@ -104,10 +113,10 @@ def save(found: Evaluation, targets: Targets) -> None:
 
 
 def _save_record(where: Path, suffix: str, found: Evaluation) -> list[str]:
-    path = where.with_name(f"{where.stem}{suffix}{where.suffix}")
+    path = with_suffix(where, suffix)
     faults = _attempt(path, "Queries", lambda path: write_record(path, found.records[suffix]))
     if not faults:
-        log.info("Queries of %s: %s", found.records[suffix].name, path)
+        log.info("Queries of %s, for xmodal compare: %s", found.records[suffix].name, path)
     return faults
 
 
@@ -192,27 +201,29 @@ def index_recalls(embedded: Embedded, index: Index) -> dict[str, float]:
     return recalls
 
 
-def _print(found: Evaluation) -> None:
+def _print(found: Evaluation, options: EvaluationOptions) -> None:
+    """Names of files stand as they are: ``m[/b].npz`` is no markup."""
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
-    console.print(found.embedded.description, highlight=False)
+    console.print(found.embedded.description, highlight=False, markup=False)
     console.print(figures_table(found.figures))
     for note in _notes(found.result, found.embedded.similarity):
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
+    if options.bootstrap and not found.result.intervals:
+        console.print("No intervals: resampling needs two query images at least.", highlight=False)
 
 
 def _notes(result: RetrievalResult, similarity: str) -> list[str]:
     """What took no part in the figures, or only in a way worth knowing."""
-    counts = {
-        "images have no match among the captions: in the text → image gallery, out of the image → text figures.": (
-            result.images_without_caption
-        ),
-        "captions have no match among the images: in the image → text gallery, out of the text → image figures.": (
-            result.texts_without_image
-        ),
-    }
+    unmatched = "no match among the {}: in the {} gallery, out of the {} figures."
+    i2t, t2i = "image → text", "text → image"
+    notes = [
+        (result.images_without_caption, "image has", "images have", unmatched.format("captions", t2i, i2t)),
+        (result.texts_without_image, "caption has", "captions have", unmatched.format("images", i2t, t2i)),
+    ]
     if similarity == "cosine":
-        counts |= {
-            "image embeddings are the zero vector, which has the cosine 0 with everything.": result.zero_images,
-            "caption embeddings are the zero vector, which has the cosine 0 with everything.": result.zero_texts,
-        }
-    return [f"{count:,} {what}" for what, count in counts.items() if count]
+        zero = "the zero vector, which has the cosine 0 with everything."
+        notes += [
+            (result.zero_images, "image embedding is", "image embeddings are", zero),
+            (result.zero_texts, "caption embedding is", "caption embeddings are", zero),
+        ]
+    return [f"{count:,} {one if count == 1 else several} {what}" for count, one, several, what in notes if count]

@@ -21,13 +21,13 @@ _DIRECTIONS = {
 }
 
 
-def flat_figures(name: str, result: RetrievalResult, rerank: str | None = None) -> dict[str, float]:
+def flat_figures(name: str, result: RetrievalResult) -> dict[str, float]:
     """``{"test/i2t_R1": 18.0, …, "test/i2t_R1_low": 15.7, "test/i2t_R1_high": 20.4, …}`` for ``name="test"``.
 
     Args:
         name: the split, with the protocol's suffix where it isn't the plain one: ``test``, ``test_folds5`` …
-        result: its intervals, where there are any, follow the figures.
-        rerank: the correction that made ``result.reranked``: those figures follow as ``test_<rerank>/i2t_R1`` …
+        result: its intervals, where there are any, follow the figures. (``result.reranked`` is one by itself, and has
+            a name of its own: ``test_querybank``.)
 
     Returns:
         Figures rounded to five decimals, as ``metrics.json`` has them.
@@ -35,10 +35,7 @@ def flat_figures(name: str, result: RetrievalResult, rerank: str | None = None) 
     figures = dict(result.metrics)
     for figure, (low, high) in result.intervals.items():
         figures |= {figure + LOW: low, figure + HIGH: high}
-    named = {f"{name}/{figure}": round(float(value), 5) for figure, value in figures.items()}
-    if rerank is None or result.reranked is None:
-        return named
-    return named | flat_figures(f"{name}_{rerank}", result.reranked)
+    return {f"{name}/{figure}": round(float(value), 5) for figure, value in figures.items()}
 
 
 def record_of(

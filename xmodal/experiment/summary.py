@@ -11,8 +11,8 @@ def print_summary(metrics: dict[str, float], folder: Path) -> None:
     """Print the figures of every evaluated split and where the run's files are."""
     console = Console(soft_wrap=True)
     console.print(figures_table(metrics))
-    console.print(f"Run folder: {folder}", highlight=False)
+    console.print(f"Run folder: {folder}", highlight=False, markup=False)
     for name in ("metrics.json", "history.csv", "config.yaml", "checkpoints/best.ckpt"):
         console.print(f"  {name}", highlight=False)
     for path in (*sorted(folder.glob("evaluation_*.npz")), *sorted(folder.glob("gallery_*.png"))):
-        console.print(f"  {path.name}", highlight=False)
+        console.print(f"  {path.name}", highlight=False, markup=False)

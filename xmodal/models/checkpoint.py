@@ -1,8 +1,8 @@
 """A checkpoint is the whole model: parameters, statistics, configuration and what its encoders need."""
 
-import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -23,11 +23,20 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         raise DataError(f"There is no checkpoint {path}. A run keeps its own under <run folder>/checkpoints/best.ckpt.")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path} can't be read as a checkpoint ({type(error).__name__}: {error}).") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}).") from error
+    except Exception as error:  # what bytes that are no checkpoint lead to has no bounds: KeyError, ValueError, …
+        raise DataError(f"{path} can't be read as a checkpoint: {_reason(path)}") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise DataError(f"{path} was not written by xmodal: it has no '{CHECKPOINT_KEY}' entry.")
     return content
+
+
+def _reason(path: Path) -> str:
+    """Why loading may have failed; torch's own words advise loading that runs the code in a file."""
+    if is_zipfile(path):
+        return "it is damaged, or holds Python objects, which xmodal's have none of and which could run code."
+    return "it is damaged, or was never one. A run keeps its own under <run folder>/checkpoints/best.ckpt."
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEncoder:

@@ -1,4 +1,4 @@
-"""Exact positions of relevant items where relevance is by class, so that a query may have any number of them."""
+"""Exact positions of relevant items where a query may have any number of them, as by class or where ids recur."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xmodal.errors import FeatureError
 from xmodal.retrieval.metrics import Relevant
-from xmodal.retrieval.similarity import Blocks, Offsets, full_precision, score
+from xmodal.retrieval.similarity import Blocks, Offsets, common_centre, full_precision, score
 
 STRIP = 2**23  # scores held at a time: some queries (64 at least) × the whole gallery
 CHUNK = 2**20  # of these, scores sorted at a time, and relevant items given out at a time
@@ -114,8 +114,9 @@ class _Strips:
         dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
         asked, ordered = torch.from_numpy(rows), torch.from_numpy(order)
         tallest = min(_TALLEST, STRIP // len(gallery) // 64 * 64)
-        self._queries = Blocks(queries, asked, max(64, tallest), similarity, device, dtype)
-        self._gallery = Blocks(gallery, ordered, GALLERY_BLOCK, similarity, device, dtype)
+        centre = common_centre(queries, gallery, similarity=similarity)
+        self._queries = Blocks(queries, asked, max(64, tallest), similarity, device, dtype, centre)
+        self._gallery = Blocks(gallery, ordered, GALLERY_BLOCK, similarity, device, dtype, centre)
         self._similarity = similarity
         self.height = self._queries.block_size
         self._tile = torch.empty(self.height, self._gallery.block_size, dtype=dtype, device=device)
@@ -176,8 +177,8 @@ def _require_finite(matches: Float[Tensor, "P"], asked: _Asked, similarity: str)
     overflown = int((~matches.isfinite()).sum())
     if overflown:
         raise FeatureError(
-            f"{similarity} similarity leaves the range of {matches.dtype} for {overflown} of {len(matches)} pairs of "
-            f"one class, of queries {asked.rows[0]} to {asked.rows[-1]}: scale the embeddings down, or use "
+            f"{similarity} similarity leaves the range of {matches.dtype} for {overflown} of {len(matches)} matching "
+            f"pairs, of queries {asked.rows[0]} to {asked.rows[-1]}: scale the embeddings down, or use "
             "similarity=cosine"
         )
 

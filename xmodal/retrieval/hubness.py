@@ -13,9 +13,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xmodal.errors import ConfigError, FeatureError
-from xmodal.retrieval.similarity import Blocks, Offsets, as_tensor, count_zero_rows, full_precision, score
+from xmodal.retrieval.similarity import (
+    Blocks,
+    Offsets,
+    as_tensor,
+    common_centre,
+    count_zero_rows,
+    full_precision,
+    score,
+)
 
 METHODS = ("querybank", "inverted_softmax")
+
+USUAL_INVERSE_TEMPERATURE = 20.0  # of cosines
 
 _ITEMS_PER_ROW = 4  # a tile has four times as many items of the gallery as it has queries
 _SEED = 0  # of the fingerprints
@@ -40,8 +50,8 @@ class QueryBank:
         image: (A, E) images of the training split.
         text: (B, E) captions of the training split.
         method: ``querybank`` or ``inverted_softmax``.
-        inverse_temperature: β. The default, 20, is that of Bogolin et al. and meant for cosines; dot products and
-            squared distances have a scale of their own, and β must be chosen after it.
+        inverse_temperature: β. None is 20 under cosine, as Bogolin et al. have it; dot products and squared distances
+            have a scale of their own, and β must be chosen after it.
 
     Raises:
         ConfigError: unknown method, or β that is not a positive number.
@@ -51,7 +61,7 @@ class QueryBank:
     image: Tensor | np.ndarray
     text: Tensor | np.ndarray
     method: str = "querybank"
-    inverse_temperature: float = 20.0
+    inverse_temperature: float | None = None
 
     def __post_init__(self) -> None:
         check_rerank(self.method, self.inverse_temperature)
@@ -71,8 +81,10 @@ class QueryBank:
             block_size: queries per tile, rounded up to a multiple of 64; a tile has four times as many items.
 
         Raises:
+            ConfigError: no β, and another similarity than cosine.
             FeatureError: a bank of another width than the embeddings, or similarities that overflow.
         """
+        inverse_temperature = chosen_inverse_temperature(self.inverse_temperature, similarity)
         banks = as_tensor(self.image), as_tensor(self.text)
         for name, bank, side in (("image", banks[0], image), ("text", banks[1], text)):
             if bank.shape[1] != side.shape[1]:
@@ -83,21 +95,34 @@ class QueryBank:
         dtype = torch.float32
         for side in (*banks, image, text):
             dtype = torch.promote_types(dtype, side.dtype)
-        options = (similarity, block_size, dtype, self.inverse_temperature)
+        options = (similarity, block_size, dtype, inverse_temperature)
         with torch.no_grad():
             i2t = _Direction(banks[0], text, *options).offsets(image, self.method)
             t2i = _Direction(banks[1], image, *options).offsets(text, self.method)
         return i2t, t2i
 
 
-def check_rerank(method: str, inverse_temperature: float) -> None:
-    """Raises ConfigError unless ``method`` is one of ``METHODS`` and ``inverse_temperature`` a positive number."""
+def check_rerank(method: str, inverse_temperature: float | None) -> None:
+    """Raises ConfigError unless ``method`` is one of ``METHODS`` and ``inverse_temperature`` None or positive."""
     if method not in METHODS:
         raise ConfigError(f"the hubness correction must be one of {', '.join(METHODS)}; found {method!r}")
-    if not (math.isfinite(inverse_temperature) and inverse_temperature > 0):
+    if inverse_temperature is not None and not (math.isfinite(inverse_temperature) and inverse_temperature > 0):
         raise ConfigError(
             f"inverse_temperature (β) must be a positive number, found {inverse_temperature}: 20 is usual for cosines"
         )
+
+
+def chosen_inverse_temperature(inverse_temperature: float | None, similarity: str) -> float:
+    """β as it was given, else that of cosines; raises ConfigError where there is no usual one."""
+    if inverse_temperature is not None:
+        return inverse_temperature
+    if similarity != "cosine":
+        raise ConfigError(
+            f"inverse_temperature (β, --inverse-temperature) must be chosen under similarity={similarity}, as it "
+            f"depends on the scale of the scores; {USUAL_INVERSE_TEMPERATURE:g} is for cosines, which lie between "
+            "-1 and 1. A start: 1 divided by the standard deviation of the scores"
+        )
+    return USUAL_INVERSE_TEMPERATURE
 
 
 def _check_bank(bank: Tensor, name: str) -> None:
@@ -128,6 +153,7 @@ class _Direction:
         self._inverse_temperature = inverse_temperature
         self._device = gallery.device
         self._dtype = dtype
+        self._centre = common_centre(bank, gallery, similarity=similarity)
         self._bank = self._queries(bank, _speaking(bank, similarity))
         # Equal items are looked at once: theirs are then equal offsets, and ties, which cost time, are rare.
         self._first, self._number = _distinct(self._items(torch.arange(len(gallery))), len(gallery))
@@ -144,11 +170,11 @@ class _Direction:
         return Offsets(offsets[self._number], corrected)
 
     def _queries(self, queries: Tensor, rows: Tensor) -> Blocks:
-        return Blocks(queries, rows, self._block_size, self._similarity, self._device, self._dtype)
+        return Blocks(queries, rows, self._block_size, self._similarity, self._device, self._dtype, self._centre)
 
     def _items(self, rows: Tensor) -> Blocks:
         size = _ITEMS_PER_ROW * self._block_size
-        return Blocks(self._gallery, rows, size, self._similarity, self._device, self._dtype)
+        return Blocks(self._gallery, rows, size, self._similarity, self._device, self._dtype, self._centre)
 
     def _tile(self, queries: Blocks, items: Blocks) -> Float[Tensor, "b c"]:
         return torch.empty(queries.block_size, items.block_size, dtype=self._dtype, device=self._device)

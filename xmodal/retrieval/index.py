@@ -9,10 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import faiss
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from xmodal.errors import ConfigError, FeatureError
-from xmodal.retrieval.similarity import as_tensor, check_similarity, count_zero_rows, unit_length
+from xmodal.retrieval.similarity import as_tensor, check_similarity, common_centre, count_zero_rows, unit_length
 
 _LARGEST_K_ON_GPU = 2048  # limit of FAISS
 _PRODUCTS_AT_A_TIME = 2**21  # of the coordinates of queries and of what was found for them, in float64
@@ -24,10 +26,12 @@ class Gallery:
     Args:
         index: a filled FAISS index.
         similarity: ``cosine``, ``dot`` or ``euclidean``.
+        centre: what was taken off every vector, see ``common_centre``.
     """
 
-    def __init__(self, index: Any, similarity: str) -> None:
+    def __init__(self, index: Any, similarity: str, centre: Float[Tensor, "E"] | None = None) -> None:
         self.similarity = similarity
+        self._centre = centre
         self._index = index
         self._on_gpu, self._gpu_memory = _copy_to_gpu(index)
 
@@ -57,7 +61,7 @@ class Gallery:
             raise FeatureError(f"queries must have the width {self._index.d} of the index, found {queries.shape[1]}")
         k = min(k, len(self))
         index = self._on_gpu if self._on_gpu is not None and k <= _LARGEST_K_ON_GPU else self._index
-        values, rows = index.search(prepare(queries, "queries", self.similarity), k)
+        values, rows = index.search(prepare(queries, "queries", self.similarity, self._centre), k)
         scores = -np.sqrt(np.maximum(values, 0.0)) if self.similarity == "euclidean" else values
         return np.where(rows < 0, np.float32(-np.inf), scores), rows
 
@@ -75,10 +79,10 @@ class FlatIndex:
     """Exact search by brute force; on the GPU where there is one."""
 
     def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared = prepare(vectors, "vectors", similarity)
+        prepared, centre = _prepare_gallery(vectors, similarity)
         index = faiss.IndexFlat(prepared.shape[1], _metric(similarity))
         index.add(prepared)
-        return Gallery(index, similarity)
+        return Gallery(index, similarity, centre)
 
 
 class HNSWIndex:
@@ -102,12 +106,12 @@ class HNSWIndex:
         self.ef_search = ef_search
 
     def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared = prepare(vectors, "vectors", similarity)
+        prepared, centre = _prepare_gallery(vectors, similarity)
         index = faiss.IndexHNSWFlat(prepared.shape[1], self.neighbours, _metric(similarity))
         index.hnsw.efConstruction = self.ef_construction
         index.hnsw.efSearch = self.ef_search
         index.add(prepared)
-        return Gallery(index, similarity)
+        return Gallery(index, similarity, centre)
 
 
 class IVFPQIndex:
@@ -137,7 +141,7 @@ class IVFPQIndex:
         self.bits = bits
 
     def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared = prepare(vectors, "vectors", similarity)
+        prepared, centre = _prepare_gallery(vectors, similarity)
         count, width = prepared.shape
         lists = min(self.lists, max(1, count // 39))
         codes = max(d for d in range(1, min(self.codes, width) + 1) if width % d == 0)
@@ -148,7 +152,7 @@ class IVFPQIndex:
         index.train(np.resize(prepared, (max(count, 2), width)))
         index.add(prepared)
         index.nprobe = min(self.probes, lists)
-        return Gallery(index, similarity)
+        return Gallery(index, similarity, centre)
 
 
 def index_recall(
@@ -197,8 +201,10 @@ def _exact_scores(
     return products / np.where(length == 0, 1.0, length)
 
 
-def prepare(vectors: Float[np.ndarray, "N E"], name: str, similarity: str) -> Float[np.ndarray, "N E"]:
-    """Vectors as FAISS takes them: float32, row by row, of unit length under cosine.
+def prepare(
+    vectors: Float[np.ndarray, "N E"], name: str, similarity: str, centre: Float[Tensor, "E"] | None = None
+) -> Float[np.ndarray, "N E"]:
+    """Vectors as FAISS takes them: float32, row by row, of unit length under cosine; less ``centre``.
 
     Raises:
         ConfigError: unknown similarity.
@@ -207,9 +213,21 @@ def prepare(vectors: Float[np.ndarray, "N E"], name: str, similarity: str) -> Fl
     check_similarity(similarity)
     if 0 in vectors.shape:
         raise FeatureError(f"{name} must hold at least one vector, found shape {vectors.shape}")
-    rows = as_tensor(vectors).float()
+    given = as_tensor(vectors)
+    rows = given.float()
     count_zero_rows(rows, name)
+    if centre is not None:
+        rows = (given - centre.to(given)).float()
     return np.ascontiguousarray((unit_length(rows) if similarity == "cosine" else rows).numpy())
+
+
+def _prepare_gallery(
+    vectors: Float[np.ndarray, "N E"], similarity: str
+) -> tuple[Float[np.ndarray, "N E"], Float[Tensor, "E"] | None]:
+    """The vectors as FAISS takes them, and the centre that was taken off them."""
+    prepared = prepare(vectors, "vectors", similarity)
+    centre = common_centre(torch.from_numpy(prepared), similarity=similarity)
+    return (prepared if centre is None else prepare(vectors, "vectors", similarity, centre)), centre
 
 
 def _metric(similarity: str) -> int:

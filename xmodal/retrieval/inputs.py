@@ -1,25 +1,75 @@
 """What an evaluation is given, checked and brought to one form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from xmodal.config.evaluation import FEWEST_RESAMPLES
 from xmodal.errors import ConfigError, DataError, FeatureError
-from xmodal.retrieval.similarity import check_similarity
+from xmodal.retrieval.similarity import as_tensor, check_similarity, count_zero_rows
 
 Ids = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 
-def check_options(similarity: str, ks: Sequence[int], bootstrap: int, block_size: int) -> None:
+@dataclass(frozen=True)
+class Given:
+    """What an evaluation was given, checked: N images, M captions, and which of them are queries."""
+
+    image: Float[Tensor, "N E"]
+    text: Float[Tensor, "M E"]
+    image_ids: Shaped[np.ndarray, "N"]
+    text_image_ids: Shaped[np.ndarray, "M"]
+    image_queries: Bool[np.ndarray, "N"]
+    text_queries: Bool[np.ndarray, "M"]
+    zero_images: int
+    zero_texts: int
+
+    @classmethod
+    def checked(
+        cls,
+        image_embeddings: Tensor | np.ndarray,
+        text_embeddings: Tensor | np.ndarray,
+        image_ids: Ids,
+        text_image_ids: Ids,
+        image_queries: Bool[np.ndarray, "N"] | None,
+        text_queries: Bool[np.ndarray, "M"] | None,
+    ) -> "Given":
+        """Raises DataError or FeatureError."""
+        image, text = as_tensor(image_embeddings), as_tensor(text_embeddings)
+        check_shapes(image, text)
+        zeros = count_zero_rows(image, "image_embeddings"), count_zero_rows(text, "text_embeddings")
+        ids = as_ids(image_ids, text_image_ids, len(image), len(text))
+        of_images = as_query_mask(image_queries, "image_queries", len(image))
+        of_texts = as_query_mask(text_queries, "text_queries", len(text))
+        return cls(image, text, *ids, of_images, of_texts, *zeros)
+
+
+def check_options(similarity: str, ks: object, bootstrap: object, block_size: object) -> None:
+    """Raises ConfigError for an unknown similarity, and for numbers of the wrong kind or out of range."""
     check_similarity(similarity)
-    if any(k < 1 for k in ks):
-        raise ConfigError(f"ks must be cut-offs of at least 1, found {list(ks)}")
-    if bootstrap < 0:
-        raise ConfigError(f"bootstrap must be a number of resamples, or 0 for none; found {bootstrap}")
-    if block_size < 1:
-        raise ConfigError(f"block_size must be at least 1, found {block_size}")
+    cutoffs = list(ks) if isinstance(ks, Iterable) and not isinstance(ks, str) else [ks]
+    if isinstance(ks, str) or not isinstance(ks, Iterable) or not all(_is_whole(k) and k >= 1 for k in cutoffs):
+        raise ConfigError(f"ks must be a sequence of whole cut-offs of at least 1, such as (1, 5, 10); found {ks!r}")
+    check_bootstrap(bootstrap)
+    if not (_is_whole(block_size) and block_size >= 1):
+        raise ConfigError(f"block_size must be a whole number of at least 1, found {block_size!r}")
+
+
+def check_bootstrap(resamples: object) -> None:
+    """Raises ConfigError unless there are enough resamples for the ends of a 95 % interval, or none."""
+    if not (_is_whole(resamples) and (resamples == 0 or resamples >= FEWEST_RESAMPLES)):
+        raise ConfigError(
+            f"bootstrap must be a whole number of resamples, at least {FEWEST_RESAMPLES} for a 95 % interval, or 0 for "
+            f"none; found {resamples!r}"
+        )
+
+
+def _is_whole(number: object) -> TypeGuard[int]:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def check_shapes(image: Tensor, text: Tensor) -> None:
@@ -34,7 +84,7 @@ def check_shapes(image: Tensor, text: Tensor) -> None:
         )
 
 
-def as_ids(image_ids: Ids, text_image_ids: Ids, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+def as_ids(image_ids: object, text_image_ids: object, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids of both sides as arrays of one kind, int64 or strings; raises DataError."""
     of_images, of_texts = _as_keys(image_ids, "image_ids", images), _as_keys(text_image_ids, "text_image_ids", texts)
     _require_one_kind(of_images, of_texts, "image_ids", "text_image_ids")
@@ -89,6 +139,8 @@ def _require_one_kind(of_images: np.ndarray, of_texts: np.ndarray, *names: str) 
 
 
 def _as_keys(ids: object, name: str, count: int) -> np.ndarray:
+    if isinstance(ids, list | tuple):
+        _require_one_type(ids, name)
     found = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if found.dtype.kind == "O" and all(isinstance(one, str) for one in found.flat):
         found = found.astype(str)
@@ -99,3 +151,12 @@ def _as_keys(ids: object, name: str, count: int) -> np.ndarray:
     if found.shape != (count,):
         raise DataError(f"{name} must have one entry per embedding, shape ({count},), found {found.shape}")
     return found
+
+
+def _require_one_type(ids: Sequence[object], name: str) -> None:
+    """NumPy would make strings of all where some are strings, and integers of booleans."""
+    texts = sum(isinstance(one, str) for one in ids)
+    numbers = sum(_is_whole(one) for one in ids)
+    if len(ids) not in (texts, numbers):
+        kinds = ", ".join(sorted({type(one).__name__ for one in ids}))
+        raise DataError(f"{name} must be integers or strings, all of one kind; found {kinds}")

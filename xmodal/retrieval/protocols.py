@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from xmodal.errors import ConfigError, DataError, FeatureError
-from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
+from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval, result_of
 from xmodal.retrieval.hubness import QueryBank
-from xmodal.retrieval.inputs import Ids, as_ids, as_labels, as_query_mask, check_options, check_shapes
-from xmodal.retrieval.metrics import Queries, named_figures
-from xmodal.retrieval.similarity import as_tensor, count_zero_rows
-from xmodal.retrieval.uncertainty import bootstrap_intervals
+from xmodal.retrieval.inputs import Given, Ids, as_labels, check_options
+from xmodal.retrieval.metrics import Queries
 
 NO_FOLD = -1
 
@@ -58,40 +57,40 @@ def evaluate_folds(
         FeatureError: as ``evaluate_retrieval``.
     """
     check_options(similarity, ks, bootstrap, block_size)
-    image, text = as_tensor(image_embeddings), as_tensor(text_embeddings)
-    check_shapes(image, text)
-    zeros = count_zero_rows(image, "image_embeddings"), count_zero_rows(text, "text_embeddings")
-    ids = as_ids(image_ids, text_image_ids, len(image), len(text))
-    cut = _Cut.of(*ids, folds)
-    of_images, of_texts = _labels(image_labels, text_labels, *ids)
-    asked = (
-        as_query_mask(image_queries, "image_queries", len(image)),
-        as_query_mask(text_queries, "text_queries", len(text)),
-    )
+    given = Given.checked(image_embeddings, text_embeddings, image_ids, text_image_ids, image_queries, text_queries)
+    ids = given.image_ids, given.text_image_ids
+    cut, labels = _Cut.of(*ids, folds), _labels(image_labels, text_labels, *ids)
 
     def of_fold(fold: int) -> RetrievalResult:
-        images, texts = cut.rows(fold)
-        return evaluate_retrieval(
-            image[images],
-            text[texts],
-            ids[0][images],
-            ids[1][texts],
-            similarity,
-            ks,
-            None if of_images is None else of_images[images],
-            None if of_texts is None else of_texts[texts],
-            image_queries=asked[0][images],
-            text_queries=asked[1][texts],
-            bank=bank,
-            block_size=block_size,
-        )
+        part = _part(given, *labels, *cut.rows(fold))
+        return evaluate_retrieval(**part, similarity=similarity, ks=ks, bank=bank, block_size=block_size)
 
     def joined(results: list[RetrievalResult]) -> RetrievalResult:
-        return _result(cut.join([result.queries for result in results], *ids), asked, zeros, bootstrap, seed)
+        return result_of(given, cut.join([result.queries for result in results], *ids), bootstrap, seed)
 
     results = [cut.named(fold, of_fold) for fold in range(folds)]
     corrected = [result.reranked for result in results if result.reranked is not None]
     return replace(joined(results), reranked=joined(corrected) if corrected else None)
+
+
+def _part(
+    given: Given,
+    image_labels: np.ndarray | None,
+    text_labels: np.ndarray | None,
+    images: slice,
+    texts: Int[np.ndarray, "m"],
+) -> dict[str, Any]:
+    """What ``evaluate_retrieval`` is given of one fold."""
+    return {
+        "image_embeddings": given.image[images],
+        "text_embeddings": given.text[texts],
+        "image_ids": given.image_ids[images],
+        "text_image_ids": given.text_image_ids[texts],
+        "image_labels": None if image_labels is None else image_labels[images],
+        "text_labels": None if text_labels is None else text_labels[texts],
+        "image_queries": given.image_queries[images],
+        "text_queries": given.text_queries[texts],
+    }
 
 
 @dataclass(frozen=True)
@@ -135,24 +134,6 @@ class _Cut:
         ways = dict.fromkeys(way for queries in of_folds for way in queries)  # a class may lack pairs in some fold
         sides = {"i": (self.images, image_ids), "t": (self.texts, text_image_ids)}
         return {way: _join([queries.get(way) for queries in of_folds], *sides[way[0]]) for way in ways}
-
-
-def _result(
-    queries: dict[str, Queries],
-    asked: tuple[Bool[np.ndarray, "N"], Bool[np.ndarray, "M"]],
-    zeros: tuple[int, int],
-    bootstrap: int,
-    seed: int,
-) -> RetrievalResult:
-    return RetrievalResult(
-        metrics=named_figures(queries),
-        queries=queries,
-        images_without_caption=int((asked[0] & ~queries["i2t"].matched).sum()),
-        texts_without_image=int((asked[1] & ~queries["t2i"].matched).sum()),
-        zero_images=zeros[0],
-        zero_texts=zeros[1],
-        intervals=bootstrap_intervals(queries, bootstrap, seed) if bootstrap else {},
-    )
 
 
 def _join(parts: Sequence[Queries | None], folds: Int[np.ndarray, "Q"], groups: np.ndarray) -> Queries:

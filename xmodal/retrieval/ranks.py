@@ -1,18 +1,26 @@
 """Exact ranks of all true pairs, both directions from one blocked pass over the similarities."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from xmodal.errors import FeatureError
-from xmodal.retrieval.similarity import Blocks, Offsets, full_precision, score
+from xmodal.retrieval.similarity import Blocks, Offsets, common_centre, full_precision, score
 
 _WIDEST_TILE = 8  # columns of a tile per row of it: five captions an image make tiles that hold their own matches
 _KEPT_BYTES = 2**26  # of tiles with true pairs that are kept from their scoring to their counting
+
+
+def pairs_per_query(query_ids: Shaped[np.ndarray, "Q"], gallery_ids: Shaped[np.ndarray, "G"]) -> Int[np.ndarray, "Q"]:
+    """How many items of the gallery have the id of each query."""
+    ordered = np.sort(gallery_ids)
+    first, stop = (np.searchsorted(ordered, query_ids, side) for side in ("left", "right"))
+    return stop - first
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What stands before each of the P true pairs: non-matching items that score at least as high."""
+    """What stands before each of the P true pairs: non-matching items scoring at least as high; 0 where not asked."""
 
     captions: Int[np.ndarray, "P"]  # with the image as the query
     images: Int[np.ndarray, "P"]  # with the caption as the query
@@ -55,24 +63,27 @@ def count_ahead(
     block_size: int,
     i2t: Offsets | None = None,
     t2i: Offsets | None = None,
+    ways: Collection[str] = ("i2t", "t2i"),
 ) -> Ahead:
     """Count, for every true pair (i, t), the non-matching captions t' with ``s(i, t') ≥ s(i, t)`` and the
     non-matching images i' with ``s(i', t) ≥ s(i, t)``.
 
     The similarity matrix is walked in tiles of one shape. The few tiles with true pairs come first, for the scores of
     the pairs; they are made again by the same product, so that a pair is compared with scores of its own kind.
-    Memory is that of two tiles and two blocks, whatever N and M. Runs on the device of ``image``.
+    Memory is that of two tiles and two blocks, whatever N and M. Time grows with the pairs of a query: each is compared
+    with the whole gallery; ``class_relevance`` sorts instead. Runs on the device of ``image``.
 
     Args:
         block_size: images per tile, rounded up to a multiple of 64.
         i2t: added to the scores where images are the queries and captions the gallery.
         t2i: added to the scores where captions are the queries and images the gallery.
+        ways: the directions that are asked.
 
     Raises:
         FeatureError: scores of true pairs that overflow.
     """
     with torch.inference_mode(), full_precision(image.device):
-        return _TiledPass(image, text, matches, similarity, block_size, i2t, t2i).run()
+        return _TiledPass(image, text, matches, similarity, block_size, i2t, t2i, ways).run()
 
 
 class _TilePairs(NamedTuple):
@@ -100,21 +111,23 @@ class _TiledPass:
         block_size: int,
         i2t: Offsets | None,
         t2i: Offsets | None,
+        ways: Collection[str],
     ) -> None:
         device = image.device
         dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
         image_order, text_order = torch.from_numpy(matches.image_order), torch.from_numpy(matches.text_order)
         self.similarity = similarity
-        self.images = Blocks(image, image_order, block_size, similarity, device, dtype)
+        centre = common_centre(image, text, similarity=similarity)
+        self.images = Blocks(image, image_order, block_size, similarity, device, dtype, centre)
         captions_per_image = min(max(1.0, len(text) / len(image)), _WIDEST_TILE)
         text_block_size = int(self.images.block_size * captions_per_image)
-        self.texts = Blocks(text, text_order, text_block_size, similarity, device, dtype)
+        self.texts = Blocks(text, text_order, text_block_size, similarity, device, dtype, centre)
         rows = np.argsort(matches.image_order)[matches.image]
         columns = np.argsort(matches.text_order)[matches.text]
         tile = (self.images.block_size, self.texts.block_size)
         self.tile_pairs = _pairs_of_tiles(rows, columns, tile, device)
-        self.image_slots = _slots_of_blocks(rows, tile[0], device)
-        self.text_slots = _slots_of_blocks(columns, tile[1], device)
+        self.image_slots = _slots_of_blocks(rows, tile[0], device) if "i2t" in ways else {}
+        self.text_slots = _slots_of_blocks(columns, tile[1], device) if "t2i" in ways else {}
         self.scores = torch.empty(tile, dtype=dtype, device=device)
         self.less = torch.empty(tile, dtype=dtype, device=device)  # not bool, whose sums are ten times slower
         self.target = torch.empty(len(rows), dtype=dtype, device=device)

@@ -66,6 +66,8 @@ def read_record(path: Path) -> EvaluationRecord:
     arrays = _arrays_in(path)
     header = _header(path, arrays)
     try:
+        if not header["directions"]:
+            raise ValueError("it has no directions")
         queries = {way: _queries(arrays, way, names) for way, names in header["directions"].items()}
         return EvaluationRecord(str(header["name"]), str(header["data"]), str(header["similarity"]), queries)
     except (KeyError, ValueError, AttributeError, TypeError) as fault:
@@ -103,7 +105,7 @@ def _arrays_in(path: Path) -> dict[str, np.ndarray]:
 def _header(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     try:
         header = json.loads(str(arrays[_HEADER]))
-        is_ours = header["format"] == _FORMAT
+        is_ours = header["format"] == _FORMAT and isinstance(header["version"], int)
     except (KeyError, ValueError, TypeError):
         is_ours = False
     if not is_ours:

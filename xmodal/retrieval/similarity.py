@@ -1,5 +1,6 @@
 """Similarity of embeddings, in blocks whose scores do not depend on where in a block a vector stands."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ SIMILARITIES = ("cosine", "dot", "euclidean")
 ROWS_MULTIPLE = 64
 WIDTH_MULTIPLE = 16
 
+_EXPECTED = (
+    "embeddings must be a torch tensor or a NumPy array of integers or of float16, float32 or float64 (a tensor: also "
+    "bfloat16)"
+)
 _FAR = 1e15  # rows whose largest element is farther from 1 are scaled before they are squared
 
 
@@ -94,11 +99,45 @@ def count_zero_rows(embeddings: Float[Tensor, "N E"], name: str, block_size: int
     return zero
 
 
+def common_centre(
+    *sides: Float[Tensor, "_ E"], similarity: str = "euclidean", block_size: int = 256
+) -> Float[Tensor, "E"] | None:
+    """What to take off every row before squared distances are computed: the mean of all rows of all sides, rounded.
+
+    ``score`` subtracts squared lengths from a product; where all vectors are far from the origin, a small difference of
+    large numbers is left. Distances do not change when every vector is moved alike. In each dimension the mean is
+    rounded to a multiple of a power of two, of two to four standard deviations: then the subtraction does not round
+    (vectors that tie still do), and far vectors, as long as they are fewer than half, move nothing: they spread more
+    widely than they pull the mean.
+
+    Returns:
+        None where nothing is to be taken off: no euclidean distances, or a mean that rounds to zero.
+    """
+    if similarity != "euclidean":
+        return None
+    count, width = sum(map(len, sides)), sides[0].shape[1]
+    mean, square = torch.zeros(2, width, dtype=torch.float64)
+    for side in sides:
+        for block in side.split(block_size):
+            rows = block.double() if block.dtype != torch.float64 else block.clone()
+            mean += rows.sum(dim=0).cpu() / count
+            square += rows.square_().sum(dim=0).cpu() / count
+    variance = (square - mean.square()).clamp(min=0.0)
+    if not variance.isfinite().all():  # the scores will overflow too
+        return None
+    spread = torch.maximum(variance, variance.mean()).sqrt()
+    spread = torch.maximum(spread, mean.abs().max() * 2**-24).clamp(min=torch.finfo(torch.float64).tiny)
+    step = torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent + 1)
+    centre = (mean / step).round() * step
+    return centre if centre.any() else None
+
+
 class Blocks:
     """Chosen rows of an embedding matrix, in a chosen order, as blocks of one shape, prepared for ``score``.
 
-    Each block is gathered, converted, brought to unit length under cosine and padded with zeros when it is asked for,
-    always into the same memory: it is overwritten by the next one. No second copy of the matrix is ever held.
+    Each block is gathered, converted, moved by ``centre`` (which all blocks that meet in a score must share), brought
+    to unit length under cosine and padded with zeros when it is asked for, always into the same memory: it is
+    overwritten by the next one. No second copy of the matrix is ever held.
     """
 
     def __init__(
@@ -109,6 +148,7 @@ class Blocks:
         similarity: str,
         device: torch.device,
         dtype: torch.dtype,
+        centre: Float[Tensor, "E"] | None = None,
     ) -> None:
         self.block_size = round_up(min(block_size, len(order)), ROWS_MULTIPLE)
         self._embeddings = embeddings
@@ -118,6 +158,7 @@ class Blocks:
         self._block = torch.zeros(self.block_size, round_up(width, WIDTH_MULTIPLE), dtype=dtype, device=device)
         ready = (embeddings.dtype, embeddings.device, width) == (dtype, self._block.device, self._block.shape[1])
         self._gathered = self._block if ready else embeddings.new_empty(self.block_size, width)
+        self._centre = None if centre is None else centre.to(self._block)
         self._divisors: dict[int, tuple[Tensor | None, Tensor]] = {}  # of the blocks seen before
 
     def __len__(self) -> int:
@@ -134,6 +175,8 @@ class Blocks:
         if self._gathered is not self._block:
             self._block[: len(order), : rows.shape[1]] = rows
         self._block[len(order) :] = 0
+        if self._centre is not None:
+            self._block[: len(order), : rows.shape[1]].sub_(self._centre)
         if self._similarity == "cosine":
             if block not in self._divisors:
                 self._divisors[block] = _divisors(self._block)
@@ -163,9 +206,31 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def as_tensor(embeddings: Tensor | np.ndarray) -> Tensor:
-    """The embeddings as a tensor without gradient, sharing memory where that is possible."""
+def as_tensor(embeddings: object) -> Tensor:
+    """The embeddings as a tensor without gradient, never to be written into.
+
+    Memory is shared, also that of a read-only or memory-mapped array, unless the rows of an array are not contiguous or
+    its byte order is not the machine's: then it is copied.
+
+    Raises:
+        FeatureError: neither a tensor nor an array, or numbers of a type that has no arithmetic here.
+    """
     if isinstance(embeddings, Tensor):
+        if embeddings.layout != torch.strided or (embeddings.is_floating_point() and embeddings.element_size() == 1):
+            raise FeatureError(f"{_EXPECTED}, found a tensor of {embeddings.dtype}, {embeddings.layout}")
         return embeddings.detach()
-    writable = embeddings if embeddings.flags.writeable and embeddings.dtype.isnative else embeddings.copy()
-    return torch.as_tensor(np.ascontiguousarray(writable))
+    if not isinstance(embeddings, np.ndarray):
+        raise FeatureError(f"{_EXPECTED}, found {type(embeddings).__name__}: np.asarray makes an array of lists")
+    if embeddings.dtype.kind not in "fiubc" or embeddings.dtype.itemsize > (16 if embeddings.dtype.kind == "c" else 8):
+        raise FeatureError(f"{_EXPECTED}, found an array of {embeddings.dtype}")
+    array = embeddings if embeddings.dtype.isnative else embeddings.astype(embeddings.dtype.newbyteorder("="))
+    with warnings.catch_warnings():  # torch can't promise that nobody writes into a read-only array; nobody does
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(array if _rows_are_contiguous(array) else np.ascontiguousarray(array))
+
+
+def _rows_are_contiguous(array: np.ndarray) -> bool:
+    if array.ndim != 2 or array.flags.c_contiguous:
+        return bool(array.flags.c_contiguous)
+    down, along = array.strides
+    return bool(along == array.itemsize and down >= 0 and down % array.itemsize == 0 and array.flags.aligned)

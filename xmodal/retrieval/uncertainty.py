@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
+from xmodal.config.evaluation import FEWEST_RESAMPLES
 from xmodal.errors import ConfigError, DataError
 from xmodal.retrieval.metrics import Queries, named_figures
 
@@ -49,22 +50,26 @@ def bootstrap_intervals(
     folds, within each fold. One draw serves all directions, so that rsum is of one piece. The galleries stay as they
     are: the interval speaks of other queries to the same gallery. Only images with a matched query are drawn. Where a
     draw leaves a direction without any query in a fold (possible where some images are queries of one direction
-    alone), that fold is drawn again.
+    alone), that fold is drawn again. A single image is drawn every time and would seem certain: figures of a direction
+    that has fewer than two images with a match in one of its folds have no interval, nor has rsum then.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval); Field and Welsh,
     Bootstrapping clustered data, JRSS B 69(3), 2007; Sakai, Evaluating evaluation metrics based on the bootstrap,
     SIGIR 2006 (in retrieval).
 
     Raises:
-        ConfigError: fewer than one resample.
+        ConfigError: fewer than 40 resamples.
         DataError: a direction without any match, or an image with queries in two folds.
     """
     _check_resamples(resamples)
     random = np.random.default_rng(seed)
-    drawn = distribution(
-        folds_of(queries), resamples, lambda fold, size: fold.figures(resample(fold.counts, size, random))
-    )
-    return _intervals(drawn)
+    folds = folds_of(queries)
+    single = {way for fold in folds for way, side in fold.sides.items() if np.count_nonzero(side.counts) < 2}
+    if single.issuperset(queries):
+        return {}
+    drawn = distribution(folds, resamples, lambda fold, size: fold.figures(resample(fold.counts, size, random)))
+    without = tuple(f"{way}_" for way in single) + (("rsum",) if single & {"i2t", "t2i"} else ())
+    return {name: ends for name, ends in _intervals(drawn).items() if not name.startswith(without)}
 
 
 def paired_test(
@@ -81,7 +86,7 @@ def paired_test(
     evaluation, CIKM 2007.
 
     Raises:
-        ConfigError: fewer than one resample.
+        ConfigError: fewer than 40 resamples.
         DataError: the two differ in directions, queries, matches or folds; says where.
     """
     _check_resamples(resamples)
@@ -340,5 +345,7 @@ def _first_difference(left: np.ndarray, right: np.ndarray) -> tuple[int, int] | 
 
 
 def _check_resamples(resamples: int) -> None:
-    if resamples < 1:
-        raise ConfigError(f"the number of resamples must be at least 1, found {resamples}")
+    if resamples < FEWEST_RESAMPLES:
+        raise ConfigError(
+            f"the number of resamples must be at least {FEWEST_RESAMPLES} for a 95 % interval, found {resamples}"
+        )
