@@ -1,5 +1,6 @@
 """Two ways of doing the same work, measured in turns, so that a busy machine slows both alike."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -58,3 +59,12 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was given; a clock read before that lies."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start

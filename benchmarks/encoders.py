@@ -12,7 +12,6 @@ its 36 regions, as a trained one does on busy photos.
 import argparse
 import logging
 import tempfile
-import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alternation import alternate, choose_device, describe, synchronize
+from alternation import alternate, choose_device, describe, seconds
 
 from xmodal.data.images import read_image
 from xmodal.data.karpathy import KarpathyData
@@ -129,15 +128,6 @@ def forward_all(forward: Forward, batches: Sequence[Any]) -> None:
     """The forward pass over ready batches; what comes out is dropped."""
     for batch in batches:
         forward(batch)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def vgg(options: argparse.Namespace, folder: Path) -> Subject:

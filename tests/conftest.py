@@ -1,6 +1,13 @@
-"""Shapes and types are checked while the tests run; real data is used where it is at hand."""
+"""Shapes and types are checked while the tests run; real data is used where it is at hand.
 
+Programs run in processes of their own, forked from one that has imported the large libraries before.
+"""
+
+import multiprocessing
 import os
+import subprocess
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -12,6 +19,90 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs a process per core
 
 install_import_hook("xmodal", "beartype.beartype")
+
+# What a program of this project imports sooner or later, seconds of work each time.
+LARGE_LIBRARIES = (
+    "xmodal.experiment.run",
+    "xmodal.encoders.vgg",
+    "xmodal.encoders.faster_rcnn",
+    "xmodal.encoders.fasttext",
+    "xmodal.encoders.bert",
+    "transformers.models.bert.modeling_bert",
+    "pytorch_lightning",
+    "hydra.core.plugins",
+    "wandb",
+    "matplotlib.pyplot",
+)
+
+# Makes the forked process what `python script arguments` or `python -m module arguments` would have made.
+BECOME = """
+import atexit, multiprocessing, os, runpy, sys
+for number, path in enumerate(outputs, start=1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+os.environ.clear()
+os.environ.update(environment)
+os.chdir(folder)
+multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+try:
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, os.path.dirname(words[0]))
+        runpy.run_path(words[0], run_name="__main__")
+finally:
+    atexit._run_exitfuncs()
+"""
+
+
+class Program:
+    """A program in a process of its own; a small part of subprocess.Popen."""
+
+    def __init__(
+        self, server: ForkServerContext, words: Sequence[str], folder: Path, environment: dict[str, str], scratch: Path
+    ) -> None:
+        self._words = list(words)
+        self._outputs = [str(scratch / "stdout"), str(scratch / "stderr")]
+        given = {"words": self._words, "outputs": self._outputs, "folder": str(folder), "environment": environment}
+        self._process = server.Process(target=exec, args=(BECOME, given))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Exit code; None as long as it runs, negative after a signal."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def finish(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait for the end."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self._words, timeout, *self._printed())
+        return subprocess.CompletedProcess(self._words, self.poll(), *self._printed())
+
+    def _printed(self) -> tuple[str, str]:
+        out, err = (Path(path).read_text() if Path(path).exists() else "" for path in self._outputs)
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Program]:
+    """Start ``python WORDS`` (a script with its arguments, or ``-m`` with a module's) in a folder.
+
+    ``environment`` is put on top of this process's. What is read from it while a large library is imported, and what
+    Python itself reads, has no effect any more: a test that needs it runs ``sys.executable``.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(LARGE_LIBRARIES))
+
+    def begin(words: Sequence[str], folder: Path, **environment: str) -> Program:
+        return Program(server, words, folder, os.environ | environment, tmp_path_factory.mktemp("program"))
+
+    return begin
 
 
 @pytest.fixture(scope="session")

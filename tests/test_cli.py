@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,15 +26,25 @@ SMALL = (
 )
 
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """An interpreter of its own, which finds whatever xmodal ``variables`` lead it to."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **variables}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
-def xmodal(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return run("-m", "xmodal.cli", *arguments, folder=folder, **variables)
+@pytest.fixture
+def python(start: Callable[..., Any]) -> Command:
+    return lambda *words, folder: start(words, folder, OMP_NUM_THREADS="1", WANDB_MODE="offline").finish()
+
+
+@pytest.fixture
+def xmodal(python: Command) -> Command:
+    return lambda *arguments, folder: python("-m", "xmodal.cli", *arguments, folder=folder)
 
 
 def last_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -61,14 +73,14 @@ def test_help_names_the_commands_and_does_not_import_torch(tmp_path: Path) -> No
         assert "torch" not in done.stdout.splitlines()[-1].split()
 
 
-def test_without_a_command_it_says_what_to_type(tmp_path: Path) -> None:
+def test_without_a_command_it_says_what_to_type(xmodal: Command, tmp_path: Path) -> None:
     done = xmodal(folder=tmp_path)
     assert done.returncode == 2
     assert "usage: xmodal" in done.stderr
     assert "COMMAND" in done.stderr
 
 
-def test_an_unknown_command_is_named_with_the_choices(tmp_path: Path) -> None:
+def test_an_unknown_command_is_named_with_the_choices(xmodal: Command, tmp_path: Path) -> None:
     done = xmodal("extrat", folder=tmp_path)
     assert done.returncode == 2
     assert "invalid choice: 'extrat'" in done.stderr
@@ -84,7 +96,9 @@ def test_an_unknown_command_is_named_with_the_choices(tmp_path: Path) -> None:
         (["image_encoder.depth=17"], "image_encoder.depth must be one of [16, 19], found 17"),
     ],
 )
-def test_a_fault_is_explained_without_traceback(overrides: list[str], hint: str, tmp_path: Path) -> None:
+def test_a_fault_is_explained_without_traceback(
+    xmodal: Command, overrides: list[str], hint: str, tmp_path: Path
+) -> None:
     done = xmodal("extract", *overrides, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr
@@ -92,7 +106,7 @@ def test_a_fault_is_explained_without_traceback(overrides: list[str], hint: str,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+def test_all_faults_come_in_one_message(xmodal: Command, tmp_path: Path) -> None:
     done = xmodal("extract", "embeding_dim=256", "loss.margn=0.3", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("2 faults in the command line:")
@@ -100,7 +114,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     assert "'loss.margin'" in done.stderr
 
 
-def test_several_values_are_refused(tmp_path: Path) -> None:
+def test_several_values_are_refused(xmodal: Command, tmp_path: Path) -> None:
     done = xmodal("extract", "-m", "image_encoder.depth=16,19", folder=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -108,7 +122,7 @@ def test_several_values_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_features_made_ahead_are_reused_by_training(tmp_path: Path) -> None:
+def test_features_made_ahead_are_reused_by_training(python: Command, xmodal: Command, tmp_path: Path) -> None:
     first = xmodal("extract", *SMALL, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     assert last_lines(first)[0].startswith("image: 10 sets, ")
@@ -123,7 +137,7 @@ def test_features_made_ahead_are_reused_by_training(tmp_path: Path) -> None:
     assert "Extracting" not in again.stderr
 
     settings = ("trainer.max_epochs=1", "logger=csv", "trainer.enable_progress_bar=false")
-    trained = run(str(REPOSITORY / "train.py"), *SMALL, *settings, folder=tmp_path)
+    trained = python(str(REPOSITORY / "train.py"), *SMALL, *settings, folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Extracting" not in trained.stdout + trained.stderr
     assert feature_files(tmp_path) == made
@@ -171,9 +185,10 @@ def test_an_installed_wheel_composes_with_its_own_files(installed: Path, tmp_pat
 
 @pytest.mark.slow
 def test_an_installed_wheel_extracts_from_any_folder(installed: Path, tmp_path: Path) -> None:
-    faulty = xmodal("extract", "data=scens", folder=tmp_path, PYTHONPATH=str(installed))
+    extract = ("-m", "xmodal.cli", "extract")
+    faulty = run(*extract, "data=scens", folder=tmp_path, PYTHONPATH=str(installed))
     assert faulty.returncode == 2
     assert "Did you mean 'scenes'?" in faulty.stderr
-    done = xmodal("extract", *SMALL, folder=tmp_path, PYTHONPATH=str(installed))
+    done = run(*extract, *SMALL, folder=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
     assert len(feature_files(tmp_path)) == 2

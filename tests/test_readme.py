@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +37,13 @@ def needs_absent_data(line: str) -> bool:
     return not at_hand and bool(re.search(r"\bdata=(?!scenes)|experiment=", line))
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = {"XMODAL_DATA": str(folder / "data")} | os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+@pytest.fixture(scope="module")
+def run(start):
+    def finish(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+        data = os.environ.get("XMODAL_DATA", str(folder / "data"))
+        return start(words, ROOT, XMODAL_DATA=data, WANDB_MODE="offline", OMP_NUM_THREADS="1").finish(600)
+
+    return finish
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,8 @@ def shortened(line: str) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", dict.fromkeys(shortened(line) for line in TRAINING if not needs_absent_data(line)))
-def test_training_line_runs_end_to_end(words, outputs):
-    done = run([sys.executable, *words, f"paths.output_dir={outputs}"], outputs)
+def test_training_line_runs_end_to_end(run, words, outputs):
+    done = run([*words, f"paths.output_dir={outputs}"], outputs)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "image → text" in done.stdout
     if "debug=fast" in words:
@@ -88,15 +91,15 @@ def test_line_with_absent_data_composes(line):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in EXTRACTION if not needs_absent_data(line)])
-def test_extraction_line_fills_the_store(line, outputs):
+def test_extraction_line_fills_the_store(run, line, outputs):
     words = ["-m", "xmodal.cli", *shlex.split(line)[1:]]
-    done = run([sys.executable, *words, *FEW_SCENES, f"paths.output_dir={outputs}"], outputs)
+    done = run([*words, *FEW_SCENES, f"paths.output_dir={outputs}"], outputs)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path.name.split("-")[0] for path in (outputs / "features" / "scenes").glob("*.h5")} == {"image", "text"}
 
 
-def test_help_explains_every_group_and_option_of_the_readme(outputs):
-    done = run([sys.executable, "train.py", "--help"], outputs)
+def test_help_explains_every_group_and_option_of_the_readme(run, outputs):
+    done = run(["train.py", "--help"], outputs)
     assert done.returncode == 0
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`.*) \|$", TEXT, flags=re.M)
     table = [word for row in rows for cell in row for word in re.findall(r"`(\w+)`", cell)]

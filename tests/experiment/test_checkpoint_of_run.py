@@ -203,13 +203,14 @@ def test_photos_are_encoded_from_files_and_pictures(workshop, tmp_path):
 
 @pytest.mark.slow
 def test_named_maker_of_precomputed_features_encodes_photos(workshop, tmp_path):
-    with pytest.raises(ConfigError, match=r"made_by.*width 4096.*width 108"):
-        workshop.build("made-by", "image_encoder.made_by=vgg")
-    np.save(tmp_path / "wide.npy", np.random.default_rng(0).random((66, 4096), dtype=np.float32))
+    maker = "image_encoder.made_by='frcnn min_size=64 max_size=64'"
+    with pytest.raises(ConfigError, match=r"made_by.*width 1024.*width 108"):
+        workshop.build("made-by", maker)
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).random((66, 1024), dtype=np.float32))
     wide = workshop.run(
         "made-by-wide",
         f"image_encoder.path={tmp_path / 'wide.npy'}",
-        "image_encoder.made_by=vgg",
+        maker,
         "trainer.max_epochs=1",
         "test=false",
     )

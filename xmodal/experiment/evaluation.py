@@ -2,14 +2,12 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from xmodal.atomic import complete_file
 from xmodal.config.command_line import compose
@@ -18,7 +16,7 @@ from xmodal.errors import ConfigError, DataError
 from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.embedded_run import constructed, embed_run
 from xmodal.experiment.embeddings_file import read_embeddings
-from xmodal.experiment.figures import figures_table, flat_figures, record_of
+from xmodal.experiment.figures import console, figures_table, flat_figures, record_of
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
 from xmodal.retrieval.hubness import QueryBank
 from xmodal.retrieval.index import Index, index_recall
@@ -28,7 +26,6 @@ from xmodal.retrieval.record import EvaluationRecord, write_record
 log = logging.getLogger(__name__)
 
 INDEX_K = 10
-_WIDTH_OF_FILES = 140  # of output that goes to no terminal: wide enough for the table
 
 
 @dataclass(frozen=True)
@@ -203,13 +200,13 @@ def index_recalls(embedded: Embedded, index: Index) -> dict[str, float]:
 
 def _print(found: Evaluation, options: EvaluationOptions) -> None:
     """Names of files stand as they are: ``m[/b].npz`` is no markup."""
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
-    console.print(found.embedded.description, highlight=False, markup=False)
-    console.print(figures_table(found.figures))
+    screen = console()
+    screen.print(found.embedded.description, highlight=False, markup=False)
+    screen.print(figures_table(found.figures))
     for note in _notes(found.result, found.embedded.similarity):
-        console.print(note, highlight=False, markup=False)
+        screen.print(note, highlight=False, markup=False)
     if options.bootstrap and not found.result.intervals:
-        console.print("No intervals: resampling needs two query images at least.", highlight=False)
+        screen.print("No intervals: resampling needs two query images at least.", highlight=False)
 
 
 def _notes(result: RetrievalResult, similarity: str) -> list[str]:

@@ -1,16 +1,19 @@
 """Figures of an evaluation under the names of ``metrics.json``, its record of every query, and the table of a run."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from xmodal.retrieval.evaluate import RetrievalResult
 from xmodal.retrieval.record import EvaluationRecord
 
 LOW, HIGH = "_low", "_high"
+_WIDTH_OF_FILES = 140  # of output that goes to no terminal
 _COLUMNS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "medR": "medR", "meanR": "meanR", "mAP": "mAP"}
 _WITH_INTERVAL = ("R1", "R5", "R10", "mAP")
 _DIRECTIONS = {
@@ -54,6 +57,11 @@ def record_of(
     return EvaluationRecord(name=name, data_name=data_name, similarity=similarity, queries=queries)
 
 
+def console() -> Console:
+    """For the table and what goes with it; output that goes to no terminal is wide enough for all of it."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+
+
 def figures_table(figures: Mapping[str, float]) -> Table:
     """The main figures of every evaluation, a row per direction, its 95 % intervals in a dim row below."""
     splits = dict.fromkeys(name.rpartition("/")[0] for name in figures)
@@ -62,8 +70,8 @@ def figures_table(figures: Mapping[str, float]) -> Table:
     # without borders it fits into 80 columns, intervals and all
     table = Table(title="Retrieval (R@K and mAP in percent)", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.caption = "below a figure: its 95 % interval" if has_intervals else None
-    for heading in ("split", "direction"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("split", overflow="fold")
+    table.add_column("direction", no_wrap=True)
     for heading in (*_COLUMNS.values(), "rsum"):
         table.add_column(heading, justify="right", no_wrap=True)
     for split in shown:
