@@ -72,6 +72,7 @@ def test_evaluation_against_other_ways_to_the_same_ranks(run: Callable[..., str]
         ratio, ours, other = (float(line[name]) for name in ("ratio", "ours", "other"))
         assert (other - 6e-5) / (ours + 6e-5) - 1e-3 <= ratio <= (other + 6e-5) / (ours - 6e-5) + 1e-3
     assert len(re.findall(r"^.+, bootstrap with 1,000 resamples: \d+\.\d\d s$", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"^.+, by class, four directions: \d+\.\d\d s$", printed, re.MULTILINE)) == 2
     peak = re.search(r"^70 × 350, .* memory: ([\d.]+) MiB, or ([\d.]+) MiB .*\(embeddings: ([\d.]+) MiB", printed, re.M)
     assert peak is not None
     warm, fresh, embeddings = map(float, peak.groups())

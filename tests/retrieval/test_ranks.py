@@ -63,7 +63,7 @@ def quarters(random: np.random.Generator, gallery: int, queries: int) -> Offsets
 
 
 def small_whole_numbers(random: np.random.Generator, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(random.integers(-2, 3, (n, 3)).astype(np.float32) for n in (images, texts))  # type: ignore[return-value]
+    return tuple(random.integers(-2, 3, (n, 3)).astype(np.float32) for n in (images, texts))
 
 
 @settings(max_examples=40, deadline=None)

@@ -19,6 +19,11 @@ FEWEST_RESAMPLES = 40  # with fewer, not one lies beyond either end of a 95 % in
 _NAME = re.compile(r"\w[\w.-]*")
 
 
+def fold_counts(images: int) -> list[int]:
+    """The numbers, from 2, of folds of one size and at least two images each."""
+    return [count for count in range(2, images // 2 + 1) if images % count == 0]
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """One evaluation, as it was asked for.
@@ -133,7 +138,7 @@ class EvaluationOptions:
     def folds_fault(self, images: int) -> str | None:
         """The folds must be of one size, and hold two images at least."""
         folds = self.fold_count
-        possible = [count for count in range(2, images // 2 + 1) if images % count == 0]
+        possible = fold_counts(images)
         if folds is None or folds in possible:
             return None
         choices = " or ".join(map(str, _nearest(possible, folds)))

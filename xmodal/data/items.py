@@ -76,9 +76,9 @@ class Items:
         without = [image.image_id for image in self.images if image.label is None]
         if without:
             raise DataError(
-                f"Relevance by class (data.relevance=class) needs a label for every image, but {len(without)} of the "
+                f"Relevance by class needs a label for every image, but {len(without)} of the "
                 f"{len(self.images)} images of {self.name} have none, the first of them {without[0]!r}. Add the labels "
-                "(column label of a table), or evaluate pairs: data.relevance=instance."
+                "(column label of a table), or evaluate pairs: data.relevance=instance, --relevance instance."
             )
 
     def has_split(self, role: str) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from xmodal.config.evaluation import EvaluationOptions
+from xmodal.config.evaluation import ROLES, EvaluationOptions
 from xmodal.config.saved import with_overrides
 from xmodal.config.values import plain
 from xmodal.data.items import Items
@@ -86,7 +86,7 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
     if fault := options.temperature_fault(cfg.model.similarity):
         raise ConfigError(fault)
     parts = _parts(cfg, _query_encoders(cfg, content[CHECKPOINT_KEY], overrides))
-    dataset = _dataset(cfg, parts, options)
+    dataset = load_dataset(cfg, parts)
     split = _split(dataset.used, options)
     chosen = _Chosen.of(dataset.used, split, options.gallery == "all")
     if fault := options.folds_fault(len(chosen.images)):  # before anything is encoded
@@ -128,7 +128,9 @@ def _split(items: Items, options: EvaluationOptions) -> str:
         log.info("--gallery train: queries and gallery are those of train, the same as --split train.")
         return "train"
     if options.split is not None:
-        items.require(options.split)
+        if not items.has_split(options.split):
+            there = [role for role in ROLES if items.has_split(role)]
+            raise DataError(f"{items.name} has no split {options.split}. Type --split {' or '.join(there)}.")
         return options.split
     if items.has_split("test"):
         log.info("Evaluating test, which %s has (--split train or val for another).", items.name)
@@ -262,27 +264,6 @@ def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> tuple[RaggedFe
                 f"{cfg[f'{side}_encoder'].get('path', 'the encoder')} is not what it was trained with."
             )
     return found["image"], found["text"]
-
-
-def _dataset(cfg: DictConfig, parts: Parts, options: EvaluationOptions) -> Dataset:
-    """The data set; where the flag asks for classes, labels that lack are missed in its words, not in training's."""
-    if options.relevance != "class":
-        return load_dataset(cfg, parts)
-    by_instance = cfg.copy()
-    by_instance.data.relevance = "instance"
-    dataset = load_dataset(by_instance, parts)
-    _require_labels(dataset.used)
-    return dataset
-
-
-def _require_labels(items: Items) -> None:
-    without = [image.image_id for image in items.images if image.label is None]
-    if without:
-        raise DataError(
-            f"--relevance class needs a label for every image, but {len(without):,} of the {len(items.images):,} "
-            f"images of {items.name} have none, the first of them {without[0]!r}. Leave it out to evaluate pairs, or "
-            "add the labels (column label of a table)."
-        )
 
 
 def _labels(items: Items, chosen: _Chosen) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Embeddings that somebody else made, from an ``.npz``: read and checked before anything is computed."""
 
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from xmodal.config.evaluation import EvaluationOptions
 from xmodal.config.suggestions import close, did_you_mean, phrase
 from xmodal.errors import ConfigError, DataError, FeatureError
 from xmodal.experiment.embedded import Embedded, counted
+from xmodal.retrieval.record import UNREADABLE
+from xmodal.retrieval.similarity import as_tensor, count_zero_rows
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _arrays_in(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as loaded:
             found = {name: _array(path, name, loaded) for name in known if name in loaded.files}
             strange = [name for name in loaded.files if name not in known]
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as fault:
+    except UNREADABLE as fault:
         raise DataError(f"{path} can't be read as an .npz ({type(fault).__name__}: {fault}). {_WHAT_TO_DO}") from fault
     if absent := [name for name in _NEEDED if name not in found]:
         holds = ", ".join([*found, *strange]) or "nothing"
@@ -154,14 +155,9 @@ def _as_vectors(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiu" or array.ndim != 2 or 0 in array.shape:
         raise DataError(f"{path}: {name} must be numbers of shape (count, width), found {array.dtype} {array.shape}.")
     wide = array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
-    finite = np.isfinite(wide).all(axis=1)
-    if not finite.all():
-        rows = ", ".join(map(str, np.flatnonzero(~finite)[:5]))
-        raise FeatureError(
-            f"{path}: {name} must be finite numbers, but {int((~finite).sum())} of {len(wide)} rows hold NaN or "
-            f"infinity: rows {rows}."
-        )
-    return torch.from_numpy(np.ascontiguousarray(wide.astype(wide.dtype.newbyteorder("="), copy=False)))
+    vectors = as_tensor(wide)
+    count_zero_rows(vectors, f"{path}: {name}")  # raises FeatureError where one is not finite
+    return vectors
 
 
 def _require_one_width(path: Path, vectors: Mapping[str, Tensor]) -> None:

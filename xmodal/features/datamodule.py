@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from xmodal.config.evaluation import RELEVANCES
 from xmodal.data.items import Items
 from xmodal.errors import ConfigError, FeatureError
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
@@ -47,8 +48,8 @@ class PairDataModule(pl.LightningDataModule):
             raise ConfigError(f"data.batch_size must be at least 1, found {batch_size}.")
         if num_workers < 0:
             raise ConfigError(f"data.num_workers must be 0 or more, found {num_workers}.")
-        if relevance not in ("instance", "class"):
-            raise ConfigError(f"data.relevance must be instance or class, found {relevance!r}.")
+        if relevance not in RELEVANCES:
+            raise ConfigError(f"data.relevance must be {' or '.join(RELEVANCES)}, found {relevance!r}.")
         if relevance == "class":
             items.require_labels()
         _require_count("image", "images", len(image_features), len(items.images))

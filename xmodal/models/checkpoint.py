@@ -25,6 +25,8 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         content = torch.load(path, map_location=map_location, weights_only=True)
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}).") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # says nothing of the file
     except Exception as error:  # what bytes that are no checkpoint lead to has no bounds: KeyError, ValueError, …
         raise DataError(f"{path} can't be read as a checkpoint: {_reason(path)}") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from xmodal.config.evaluation import RERANKINGS
 from xmodal.errors import ConfigError, FeatureError
 from xmodal.retrieval.similarity import (
     Blocks,
@@ -22,8 +23,6 @@ from xmodal.retrieval.similarity import (
     full_precision,
     score,
 )
-
-METHODS = ("querybank", "inverted_softmax")
 
 USUAL_INVERSE_TEMPERATURE = 20.0  # of cosines
 
@@ -103,9 +102,9 @@ class QueryBank:
 
 
 def check_rerank(method: str, inverse_temperature: float | None) -> None:
-    """Raises ConfigError unless ``method`` is one of ``METHODS`` and ``inverse_temperature`` None or positive."""
-    if method not in METHODS:
-        raise ConfigError(f"the hubness correction must be one of {', '.join(METHODS)}; found {method!r}")
+    """Raises ConfigError unless ``method`` is one of ``RERANKINGS`` and ``inverse_temperature`` None or positive."""
+    if method not in RERANKINGS:
+        raise ConfigError(f"the hubness correction must be one of {', '.join(RERANKINGS)}; found {method!r}")
     if inverse_temperature is not None and not (math.isfinite(inverse_temperature) and inverse_temperature > 0):
         raise ConfigError(
             f"inverse_temperature (β) must be a positive number, found {inverse_temperature}: 20 is usual for cosines"

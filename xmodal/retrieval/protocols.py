@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from xmodal.config.evaluation import fold_counts
 from xmodal.errors import ConfigError, DataError, FeatureError
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval, result_of
 from xmodal.retrieval.hubness import QueryBank
@@ -149,7 +150,7 @@ def _join(parts: Sequence[Queries | None], folds: Int[np.ndarray, "Q"], groups: 
 
 def check_folds(folds: int, images: int) -> None:
     """Raises ConfigError, naming the numbers that would do, unless ``folds`` cuts the images into equal parts."""
-    possible = [count for count in range(1, images + 1) if images % count == 0 and (images >= 2 * count or count == 1)]
+    possible = [1, *fold_counts(images)]
     if folds not in possible:
         choices = ", ".join(map(str, possible[:12])) + (", …" if len(possible) > 12 else "")
         raise ConfigError(

@@ -18,6 +18,8 @@ from xmodal.retrieval.metrics import Queries
 _FORMAT = "xmodal evaluation"
 _VERSION = 1
 _HEADER = "header"
+# What numpy.load raises for a file that is cut short, encrypted, or no archive at all.
+UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 _KINDS = {"ranks": "i", "groups": "iU", "folds": "i", "values": "f"}
 _WHAT_TO_DO = "Name a file evaluation_*.npz of a run folder; `xmodal evaluate RUN` writes it."
 
@@ -98,7 +100,7 @@ def _arrays_in(path: Path) -> dict[str, np.ndarray]:
             raise DataError(f"{path} holds a single array, not an evaluation. {_WHAT_TO_DO}")
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as fault:
+    except UNREADABLE as fault:
         raise _damaged(path, fault) from fault
 
 

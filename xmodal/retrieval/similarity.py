@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from xmodal.config.evaluation import SIMILARITIES
 from xmodal.errors import ConfigError, FeatureError
-
-SIMILARITIES = ("cosine", "dot", "euclidean")
 
 # A matrix product sends the rows and columns that do not fill a register tile through another kernel, which adds
 # up in another order: equal vectors then score differently (seen with MKL for every width above 2 in blocks of 2
