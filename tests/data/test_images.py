@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from PIL import Image
 
 from xmodal.data import images
-from xmodal.data.images import check_images, read_image
-from xmodal.errors import DataError
+from xmodal.data.images import check_images, examine_images, read_image
+from xmodal.errors import DataError, XmodalError
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -80,15 +81,68 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, turn: Image.
     assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(plain.transpose(turn)))
 
 
-def test_broken_files_are_named(tmp_path: Path) -> None:
-    whole = jpeg(tmp_path / "whole.jpg").read_bytes()
-    broken = {"truncated.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "page.jpg": b"<html>404</html>"}
-    for name, content in broken.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name} can't be decoded"):
-            read_image(tmp_path / name)
-    with pytest.raises(DataError, match=r"gone.jpg doesn't exist"):
-        read_image(tmp_path / "gone.jpg")
+def broken_files(folder: Path) -> dict[Path, str]:
+    """A file for each way of being no photo, and what is to be said of it."""
+    whole = jpeg(folder / "whole.jpg").read_bytes()
+    written = {
+        "half.jpg": (whole[: len(whole) // 2], r"can't be decoded \(.*truncated.*\)"),
+        "almost.jpg": (whole[:-20], r"can't be decoded \(.*truncated.*\)"),
+        "empty.jpg": (b"", r"is empty \(0 bytes\)"),
+        "page.jpg": (b"<html>404</html>", r"can't be decoded \(no image in a known format\)"),
+    }
+    for name, (content, _) in written.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.jpg").mkdir()
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    others = {"folder.jpg": "is a folder", "loop.jpg": r"can't be read \(.+\)", "gone.jpg": "doesn't exist"}
+    said = {name: pattern for name, (_, pattern) in written.items()} | others
+    return {folder / name: pattern for name, pattern in said.items()}
+
+
+def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:
+    broken = broken_files(tmp_path)
+    for path, pattern in broken.items():
+        with pytest.raises(DataError, match=rf"The image {path} {pattern}\. Fetch it again"):
+            read_image(path)
+    found = examine_images([tmp_path / "whole.jpg", *broken], tmp_path / "memo.jsonl", progress=False)
+    assert list(found.digests) == [tmp_path / "whole.jpg"]
+    assert list(found.faults) == list(broken)
+    for path, pattern in broken.items():
+        assert re.fullmatch(pattern + r".*", found.faults[path]), found.faults[path]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to the superuser")
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+    jpeg(tmp_path / "a.jpg").chmod(0)
+    found = examine_images([tmp_path / "a.jpg"], tmp_path / "memo.jsonl", progress=False)
+    assert found.faults == {tmp_path / "a.jpg": "can't be read (Permission denied)"}
+
+
+@pytest.mark.parametrize(("file_format", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})])
+def test_the_check_at_small_scale_finds_what_full_decoding_finds(
+    tmp_path: Path, file_format: str, options: dict[str, bool]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "whole", file_format, **options)
+    content = (tmp_path / "whole").read_bytes()
+    draw = np.random.default_rng(1)
+    paths, is_bad = [], []
+    for number in range(150):
+        damaged = bytearray(content)
+        if number % 2:
+            damaged = damaged[: draw.integers(len(content))]
+        else:
+            damaged[draw.integers(len(content))] = draw.integers(256)
+        paths.append(tmp_path / f"{number}")
+        paths[-1].write_bytes(damaged)
+        try:
+            read_image(paths[-1])
+            is_bad.append(False)
+        except DataError:
+            is_bad.append(True)
+    assert 0 < sum(is_bad) < len(paths)
+    found = examine_images(paths, tmp_path / "memo.jsonl", progress=False)
+    assert [path in found.faults for path in paths] == is_bad
 
 
 def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
@@ -108,18 +162,20 @@ def test_all_missing_and_broken_photos_come_at_once(tmp_path: Path) -> None:
         check_images(wanted, tmp_path / "memo.jsonl", progress=False)
     message = str(caught.value)
     assert "9 of 12 images" in message
-    assert "missing: 7 found" in message
+    assert "doesn't exist: 7 found" in message
     assert "(2 more)" in message
-    assert "truncated, or no image): 2 found" in message
+    assert "can't be decoded: 2 found" in message
     assert "bad1.jpg" in message
+    assert "data.on_error=skip" in message
+    assert "every later figure of the run too; with xmodal evaluate and xmodal extract, of that call alone" in message
     assert len((tmp_path / "memo.jsonl").read_text().split()) >= 3  # the good ones are not decoded again
 
 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every path that is really decoded from now on."""
+    """Every path that is really looked at from now on."""
     seen: list[Path] = []
-    real = images.read_image
-    monkeypatch.setattr(images, "read_image", lambda path: (seen.append(path), real(path))[1])
+    real = images._content
+    monkeypatch.setattr(images, "_content", lambda path: (seen.append(path), real(path))[1])
     return seen
 
 
@@ -175,3 +231,9 @@ def test_runs_side_by_side_share_a_memo(tmp_path: Path) -> None:
 def test_real_photos_are_checked(real_data: Path, tmp_path: Path) -> None:
     paths = sorted((real_data / "flickr8k" / "images").iterdir())[:100]
     assert len(check_images(paths, tmp_path / "memo.jsonl", progress=False)) == 100
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, which Linux has, is always full")
+def test_a_full_disk_is_named_by_the_folder_and_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(XmodalError, match=r"No space left for /dev .* another disk: paths\.cache_dir="):
+        examine_images([jpeg(tmp_path / "a.jpg")], Path("/dev/full"), progress=False)

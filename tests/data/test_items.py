@@ -46,6 +46,18 @@ def test_limited_keeps_the_first_of_each_split_with_their_captions(items: Items,
     assert limited.limited(n) == limited
 
 
+@given(drawn_items(), st.sets(st.integers(98, 112)))
+def test_without_leaves_out_images_with_their_captions(items: Items, gone: set[int]) -> None:
+    found = items.without(gone)
+    kept = [image for image in items.images if image.image_id not in gone]
+    assert list(found.images) == kept
+    before = [(c.caption_id, items.images[c.image].image_id) for c in items.captions if items.images[c.image] in kept]
+    assert [(c.caption_id, found.images[c.image].image_id) for c in found.captions] == before
+    assert found.splits == items.splits
+    assert items.without(str(image_id) for image_id in gone) == found
+    assert found.without(gone) is found
+
+
 @given(drawn_items(splits=("train", "val")), st.integers(0, 12))
 def test_holdout_moves_the_last_training_images(items: Items, n: int) -> None:
     train = items.image_rows("train").tolist()

@@ -1,10 +1,13 @@
 """Photos as RGB, whatever they were stored as, and a check of all of them before any long work."""
 
+import hashlib
 import json
-import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from os import cpu_count
 from pathlib import Path
 
@@ -14,10 +17,9 @@ from rich.console import Console
 from rich.progress import track
 
 from xmodal.data.faults import name_some
-from xmodal.data.items import file_digest
+from xmodal.data.full_disk import told_where_full
 from xmodal.errors import DataError
 
-log = logging.getLogger(__name__)
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -28,46 +30,116 @@ def read_image(path: Path) -> Image.Image:
     Transparent parts are laid over white, CMYK and grey are converted, 16-bit grey is scaled to 8 bits.
 
     Raises:
-        DataError: naming the file, where it is missing, truncated or no image.
+        DataError: naming the file, where it is missing, unreadable, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return as_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        raise DataError(f"The image {path} doesn't exist.") from error
-    except _UNREADABLE as error:
-        raise DataError(f"The image {path} can't be decoded ({error}). Fetch it again or remove its entry.") from error
+        return _decoded(_content(path))
+    except _UnusableError as fault:
+        raise DataError(f"The image {path} {fault}. Fetch it again or remove its entry.") from fault
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a look at photos found: the SHA-256 of the content of each good file, and why each other one is none."""
+
+    digests: dict[Path, str]
+    faults: dict[Path, str]  # "doesn't exist", "can't be decoded (…)" …
 
 
 def check_images(paths: Iterable[Path], memo: Path, progress: bool = True) -> dict[Path, str]:
-    """Decode every photo once and return the SHA-256 of each file's content.
-
-    ``memo`` is a file of JSON lines that remembers what was found good by path, size and time of change, so that a
-    second call decodes only what is new. Lines are appended whole, so that several runs may share it and a killed run
-    loses no more than its last line.
+    """Decode every photo once and return the SHA-256 of each file's content; see ``examine_images``.
 
     Raises:
         DataError: one for all photos that are missing or can't be decoded, with counts and names.
+    """
+    found = examine_images(paths, memo, progress)
+    if found.faults:
+        raise DataError(
+            f"{len(found.faults)} of {len(found.faults) + len(found.digests)} images can't be used:\n"
+            f"{listed_faults((str(path), fault) for path, fault in found.faults.items())}\n"
+            "Fetch them again, or remove their entries from the data set's file; or type data.on_error=skip to leave "
+            "them out with their captions: with train.py, of every later figure of the run too; with xmodal evaluate "
+            "and xmodal extract, of that call alone."
+        )
+    return found.digests
+
+
+def examine_images(paths: Iterable[Path], memo: Path, progress: bool = True) -> Examined:
+    """Decode every photo once, with as many threads as there are cores.
+
+    JPEG photos are decoded at their smallest scale, which reads every byte of them all the same. ``memo`` is a file of
+    JSON lines that remembers what was found good by path, size and time of change, so that a second call decodes only
+    what is new. Lines are appended whole, so that several runs may share it and a killed run loses no more than its
+    last line.
+
+    Raises:
+        XmodalError: no space is left for ``memo``.
     """
     wanted = list(dict.fromkeys(paths))
     stamps = {path: _stamp(path) for path in wanted}
     known = _read_memo(memo)
     digests = {path: known[stamp] for path, stamp in stamps.items() if stamp is not None and stamp in known}
-    unseen = [path for path in wanted if stamps[path] is not None and path not in digests]
-    broken: list[str] = []
+    unseen = [path for path in wanted if path not in digests]
+    faults: dict[Path, str] = {}
     with _appender(memo) as remember:
         for path, found in zip(unseen, _examined(unseen, progress), strict=True):
-            if isinstance(found, DataError):
-                broken.append(str(path))
+            if isinstance(found, _UnusableError):
+                faults[path] = str(found)
                 continue
             digests[path] = found
-            remember([*(stamps[path] or ()), found])
-    _raise_faults([str(path) for path in wanted if stamps[path] is None], broken, len(wanted))
-    return {path: digests[path] for path in wanted}
+            if (stamp := stamps[path]) is not None:
+                remember([*stamp, found])
+    return Examined({path: digests[path] for path in wanted if path in digests}, faults)
+
+
+def listed_faults(faults: Iterable[tuple[str, str]]) -> str:
+    """A line for each kind of fault, with its count and the first few places; from pairs of place and fault."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for place, fault in faults:
+        by_kind[fault.partition(" (")[0]].append(place)
+    return "\n".join(f"  - {kind}: {name_some(files)}" for kind, files in sorted(by_kind.items()))
+
+
+class _UnusableError(Exception):
+    """Why a file is no photo that can be used."""
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise _UnusableError("doesn't exist") from error
+    except IsADirectoryError as error:
+        raise _UnusableError("is a folder") from error
+    except OSError as error:
+        raise _UnusableError(f"can't be read ({error.strerror})") from error
+    if not content:
+        raise _UnusableError("is empty (0 bytes)")
+    return content
+
+
+def _decoded(content: bytes, is_small: bool = False) -> Image.Image:
+    """The photo as RGB; JPEG at an eighth of its size where ``is_small``."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            if is_small:
+                image.draft(None, (1, 1))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return as_rgb(image)
+    except _UNREADABLE as error:
+        raise _UnusableError(f"can't be decoded ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """PIL names the object in memory that it was given, which says nothing to a user."""
+    return "no image in a known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
+    """The photo as RGB, over white where it is transparent; itself where it is RGB already."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode in _SIXTEEN_BITS:  # convert("RGB") would clip everything above 255 to white
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -93,8 +165,8 @@ def _stamp(path: Path) -> Stamp | None:
     return (str(path.absolute()), status.st_size, status.st_mtime_ns) if path.is_file() else None
 
 
-def _examined(paths: list[Path], progress: bool) -> Iterator[str | DataError]:
-    """Digest of each photo, or the error of one that can't be decoded, in order."""
+def _examined(paths: list[Path], progress: bool) -> Iterator[str | _UnusableError]:
+    """Digest of each photo, or what is wrong with one that can't be used, in order."""
     pool = ThreadPoolExecutor(cpu_count() or 1)  # PIL releases the GIL while it decodes
     try:
         results = pool.map(_examine, paths)
@@ -105,12 +177,13 @@ def _examined(paths: list[Path], progress: bool) -> Iterator[str | DataError]:
         pool.shutdown(cancel_futures=True)  # Ctrl-C doesn't wait for the rest
 
 
-def _examine(path: Path) -> str | DataError:
+def _examine(path: Path) -> str | _UnusableError:
     try:
-        read_image(path)
-        return file_digest(path)
-    except DataError as error:
-        return error
+        content = _content(path)
+        _decoded(content, is_small=True)
+        return hashlib.sha256(content).hexdigest()
+    except _UnusableError as fault:
+        return fault
 
 
 def _read_memo(memo: Path) -> dict[Stamp, str]:
@@ -129,21 +202,14 @@ def _read_memo(memo: Path) -> dict[Stamp, str]:
 @contextmanager
 def _appender(memo: Path) -> Iterator[Callable[[list[str | int]], None]]:
     """A function that appends one record; each write is one whole line, so that runs side by side don't mix theirs."""
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with memo.open("ab", buffering=0) as file:
+    with told_where_full(memo.parent, "paths.cache_dir"):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        file = memo.open("ab", buffering=0)
+    with file:
 
         def remember(record: list[str | int]) -> None:
             # the line break in front ends what a killed run may have left unfinished
-            file.write(b"\n" + json.dumps(record).encode() + b"\n")
+            with told_where_full(memo.parent, "paths.cache_dir"):
+                file.write(b"\n" + json.dumps(record).encode() + b"\n")
 
         yield remember
-
-
-def _raise_faults(missing: list[str], broken: list[str], total: int) -> None:
-    lines = [f"  - missing: {name_some(missing)}"] if missing else []
-    lines += [f"  - can't be decoded (truncated, or no image): {name_some(broken)}"] if broken else []
-    if lines:
-        raise DataError(
-            "\n".join([f"{len(missing) + len(broken)} of {total} images can't be used:", *lines])
-            + "\nFetch them again, or remove their entries from the data set's file."
-        )

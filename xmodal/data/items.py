@@ -127,6 +127,12 @@ class Items:
                 kept.append(row)
         return self._chosen(kept)
 
+    def without(self, image_ids: Iterable[int | str]) -> "Items":
+        """The same items but the images with these ids, and their captions; 7 and "7" name the same image."""
+        gone = {str(image_id) for image_id in image_ids}
+        kept = [row for row, image in enumerate(self.images) if str(image.image_id) not in gone]
+        return self if len(kept) == len(self.images) else self._chosen(kept)
+
     def with_holdout(self, n: int) -> "Items":
         """The last ``n`` training images moved to ``test``; raises ConfigError where a test split exists."""
         if n < 0:
