@@ -7,7 +7,7 @@ Masks are True where a vector exists.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,11 +18,20 @@ FeatureSet = Float[Tensor, "n D"]  # one item: its set of n vectors
 
 
 class FeatureBatch(NamedTuple):
-    """B sets padded to the longest, with the row of the image that each belongs to."""
+    """B sets padded to the longest, with the row of the image that each belongs to.
+
+    Where ``pooled``, standardisation and aggregator have been applied already: a set is its one vector.
+    """
 
     x: Float[Tensor, "B L D"]
     mask: Bool[Tensor, "B L"]
     image_ids: Int[Tensor, "B"]
+    pooled: bool = False
+
+    def to(self, device: torch.device | str, **options: Any) -> "FeatureBatch":
+        """The same batch on a device."""
+        x, mask, image_ids = (part.to(device, **options) for part in (self.x, self.mask, self.image_ids))
+        return FeatureBatch(x, mask, image_ids, self.pooled)
 
 
 class PairBatch(NamedTuple):
@@ -32,12 +41,38 @@ class PairBatch(NamedTuple):
     text: FeatureBatch
 
 
+@runtime_checkable
+class FeatureSource(Protocol):
+    """N sets of vectors, wherever they are: in memory, in a file that is read piece by piece, or made from photos."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of vectors of each set: (N,) int64."""
+        ...
+
+    def select(self, rows: np.ndarray) -> "RaggedFeatures":
+        """The sets of ``rows``, in that order, in memory."""
+        ...
+
+
 @dataclass(frozen=True)
 class RaggedFeatures:
-    """N sets of different lengths, stored end to end: set i is ``values[offsets[i]:offsets[i + 1]]``."""
+    """N sets of different lengths, stored end to end: set i is the vectors from ``offsets[i]`` to ``offsets[i + 1]``.
 
-    values: np.ndarray  # (T, D) float16 or float32
+    Vector t is row t of ``values``; or, where there are ``codes``, row ``codes[t]``: words that occur often are kept
+    once.
+    """
+
+    values: np.ndarray  # (T, D) float16 or float32; (V, D) where there are codes
     offsets: np.ndarray  # (N + 1,) int64, offsets[0] = 0, offsets[N] = T
+    codes: np.ndarray | None = None  # (T,) of any integer type, each below V
 
     @classmethod
     def from_sets(cls, sets: Sequence[FeatureSet | np.ndarray], dtype: str = "float32") -> "RaggedFeatures":
@@ -51,7 +86,7 @@ class RaggedFeatures:
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Set ``row``: (n, D)."""
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        return self._vectors(slice(self.offsets[row], self.offsets[row + 1]))
 
     @property
     def feature_dim(self) -> int:
@@ -62,12 +97,23 @@ class RaggedFeatures:
         """Number of vectors of each set: (N,) int64."""
         return np.diff(self.offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.values.nbytes + self.offsets.nbytes + (0 if self.codes is None else self.codes.nbytes)
+
     def select(self, rows: np.ndarray) -> "RaggedFeatures":
-        """The sets of ``rows``, in that order."""
+        """The sets of ``rows``, in that order; a table of words is shared, not copied."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        if self.codes is not None:
+            return RaggedFeatures(self.values, offsets, self.codes[source])
         return RaggedFeatures(self.values[source], offsets)
+
+    def vectors(self) -> np.ndarray:
+        """All vectors end to end, (T, D), each as often as it occurs."""
+        return self._vectors(slice(None))
 
     def pad(self, rows: np.ndarray, image_ids: np.ndarray) -> FeatureBatch:
         """The sets of ``rows`` padded with zeros to the longest of them (L ≥ 1), as float32."""
@@ -75,5 +121,8 @@ class RaggedFeatures:
         lengths = chosen.lengths
         mask = np.arange(max(1, lengths.max(initial=1)))[None, :] < lengths[:, None]
         x = np.zeros((*mask.shape, self.feature_dim), dtype=np.float32)
-        x[mask] = chosen.values
+        x[mask] = chosen.vectors()
         return FeatureBatch(torch.from_numpy(x), torch.from_numpy(mask), torch.as_tensor(image_ids, dtype=torch.int64))
+
+    def _vectors(self, part: slice) -> np.ndarray:
+        return self.values[part] if self.codes is None else self.values[self.codes[part]]

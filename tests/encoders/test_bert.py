@@ -16,8 +16,9 @@ from huggingface_hub import constants
 from transformers import AutoModel, AutoTokenizer, ViTConfig, ViTModel
 
 from xmodal.encoders import weights
-from xmodal.encoders.bert import BertEncoder, train_vocabulary
+from xmodal.encoders.bert import BertEncoder
 from xmodal.encoders.protocol import Encoder
+from xmodal.encoders.wordpiece import train_vocabulary
 from xmodal.errors import ConfigError, WeightsError
 
 CAPTIONS = [
@@ -142,7 +143,7 @@ def test_vocabulary_is_the_same_in_every_process():
     captions = [f"{caption} {number} ünïcode 日本" for number in range(40) for caption in CAPTIONS]
     script = (
         "import json, sys\n"
-        "from xmodal.encoders.bert import train_vocabulary\n"
+        "from xmodal.encoders.wordpiece import train_vocabulary\n"
         f"print(json.dumps(train_vocabulary({captions!r}, 150)))\n"
     )
     expected = train_vocabulary(captions, 150)

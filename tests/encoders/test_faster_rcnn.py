@@ -234,7 +234,7 @@ def test_is_an_encoder_that_workers_can_use(encoder: FasterRCNNEncoder):
 
 def test_all_parameters_out_of_range_are_named():
     with pytest.raises(ConfigError) as caught:
-        FasterRCNNEncoder(3, None, 0, 0, 1.5, 0.0, False, 900, 800, 0)
+        FasterRCNNEncoder(3, None, 0, 0, 1.5, 0.0, False, 900, 800, 0, 0)
     assert len(caught.value.faults) == 6
     assert "image_encoder.version must be one of [1, 2], found 3." in caught.value.faults
     assert "image_encoder.score_threshold must lie in [0, 1], found 1.5." in caught.value.faults

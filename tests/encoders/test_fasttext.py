@@ -16,9 +16,10 @@ from gensim.models import FastText
 from gensim.models.fasttext import load_facebook_vectors, save_facebook_model
 
 from xmodal.encoders.fasttext import FastTextEncoder
-from xmodal.encoders.protocol import Encoder
+from xmodal.encoders.protocol import Counting, Encoder, WordTable
 from xmodal.errors import ConfigError, WeightsError
 from xmodal.tokens import tokenize
+from xmodal.types import RaggedFeatures
 
 CAPTIONS = [
     "A dog runs over the grass.",
@@ -267,3 +268,98 @@ def test_real_glove(real_data: Path, caplog: pytest.LogCaptureFixture):
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
     running = [len(tokenize(caption)) for caption in captions]
     assert coverage == pytest.approx(100 * sum(map(len, sets)) / sum(running), abs=0.01)
+
+
+def trainable(path: Path, captions: list[str], **options) -> FastTextEncoder:
+    return from_file(path, captions, **{"trainable_layers": 1, **options})
+
+
+def through(tail: torch.nn.Module, sets: list[torch.Tensor]) -> list[torch.Tensor]:
+    rows = np.arange(len(sets))
+    batch = RaggedFeatures.from_sets([found.numpy() for found in sets]).pad(rows, rows)
+    x, mask = tail(batch.x, batch.mask)
+    return [vectors[kept] for vectors, kept in zip(x, mask, strict=True)]
+
+
+def test_at_the_cut_a_word_is_its_place_and_its_vector(vec_file: Path):
+    encoder = trainable(vec_file, ["the zebra", "the red"])
+    assert encoder.feature_dim == 4
+    assert encoder.needs_float32
+    [found] = encode(encoder, "red ball zebra the")
+    assert found.tolist() == [[1, 0, 0, 1], [-1, 7, 8, 9], [0, 1, 2, 3]]
+    tail = encoder.tail()
+    assert tail.output_dim == 3
+    assert tail.table.weight.tolist() == [[1, 2, 3], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("layers", [1, "all"])
+def test_cut_and_tail_are_the_encoder(tmp_path: Path, layers: int | str):
+    whole, cut = trained(tmp_path), trained(tmp_path, trainable_layers=layers)
+    captions = ["the dog runs", "doggish beaches", "", "naïve 日本 dog on the grass", "q"]
+    for found, expected in zip(through(cut.tail(), encode(cut, *captions)), encode(whole, *captions), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_gradients_reach_the_words_that_occur(vec_file: Path):
+    encoder = trainable(vec_file, ["the dog is red"])
+    tail = encoder.tail()
+    torch.cat(through(tail, encode(encoder, "red ball the the", "red"))).sum().backward()
+    assert tail.table.weight.grad.tolist() == [[2, 2, 2], [0, 0, 0], [2, 2, 2]]  # padding adds nothing
+    tail.table.weight.data.zero_()
+    assert encode(encoder, "the")[0].tolist() == [[0, 1, 2, 3]]  # the encoder's own table is another one
+
+
+def test_training_from_the_cut_is_training_the_table(vec_file: Path):
+    captions = ["the dog", "red ball the", "ball dog zebra red"]
+    encoder = trainable(vec_file, captions[:2])
+    tail, words = encoder.tail(), {"the": [1, 2, 3], "dog": [0.5, -1, 0], "red": [0, 0, 1], "ball": [7, 8, 9]}
+    table = {word: torch.tensor(values, dtype=torch.float32, requires_grad=True) for word, values in words.items()}
+    cached = [encode(encoder, caption) for caption in captions]
+    optimizers = [torch.optim.SGD(tail.parameters(), lr=0.1), torch.optim.SGD(table.values(), lr=0.1)]
+    for caption, sets in zip(captions, cached, strict=True):
+        by_hand = torch.stack([table[word] for word in caption.split() if word in table])
+        for found, optimizer in zip((through(tail, sets)[0], by_hand), optimizers, strict=True):
+            optimizer.zero_grad()
+            found.sin().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(tail.table.weight, torch.stack([table[word] for word in ("the", "dog", "red", "ball")]))
+
+
+@pytest.mark.parametrize("embed_limit_mb", [0.0, 256.0])
+def test_state_carries_the_trained_words(vec_file: Path, embed_limit_mb: float):
+    first = trainable(vec_file, ["the zebra", "the red"], embed_limit_mb=embed_limit_mb)
+    second = FastTextEncoder(vectors=str(vec_file), trainable_layers=1)
+    second.restore(first.state())
+    assert second.fingerprint() == first.fingerprint()
+    assert torch.equal(encode(second, "red ball")[0], encode(first, "red ball")[0])
+    assert torch.equal(second.tail().table.weight, first.tail().table.weight)
+
+
+def test_fingerprint_tells_other_training_words(vec_file: Path):
+    plain = from_file(vec_file, ["the dog"]).fingerprint()
+    assert plain == from_file(vec_file, ["the red"]).fingerprint()
+    assert plain.keys() == {"encoder", "weights"}
+    one, other, same = (trainable(vec_file, [text]).fingerprint() for text in ("the dog", "the red", "the dog dog"))
+    assert one["trainable_layers"] == 1
+    assert one == same != other
+
+
+def test_trained_words_need_training_captions(vec_file: Path):
+    with pytest.raises(ConfigError, match=r"trainable_layers=1 trains .*no training captions.*trainable_layers=0"):
+        trainable(vec_file, [])
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_table_of_distinct_words_gives_the_same_sets(vec_file: Path, layers: int):
+    encoder = from_file(vec_file, ["the red", "the"], trainable_layers=layers)
+    assert isinstance(encoder, WordTable)
+    assert isinstance(encoder, Counting)
+    caption = "The RED cat, the ball!"
+    assert encoder.words(caption) == ["the", "red", "cat", "the", "ball"]
+    names, vectors = encoder.known(["ball", "cat", "the", "red"])
+    assert names == ["ball", "the", "red"]
+    assert vectors.dtype == np.float32
+    rows = [names.index(word) for word in encoder.words(caption) if word in names]
+    np.testing.assert_array_equal(vectors[rows], encode(encoder, caption)[0].numpy())
+    assert encoder.known([])[1].shape == (0, encoder.feature_dim)
+    assert encoder.most_vectors([caption, "zebra"]) == 6

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from xmodal.encoders.protocol import Encoder
 from xmodal.encoders.vgg import VGGEncoder
 from xmodal.encoders.weights import seeded
 from xmodal.errors import ConfigError, WeightsError
+from xmodal.types import FeatureBatch, RaggedFeatures
 
 
 def photos(count: int, width: int = 300, height: int = 260) -> list[Image.Image]:
@@ -147,3 +149,93 @@ def test_parameters_out_of_range():
 def test_encode_before_prepare():
     with pytest.raises(RuntimeError, match=r"call prepare\(\) or restore\(\) first"):
         VGGEncoder().fingerprint()
+
+
+def share(encoder: VGGEncoder, layers: int | str) -> VGGEncoder:
+    """An encoder that is cut elsewhere, over the same network: another half gigabyte is not needed."""
+    made = VGGEncoder(weights=None, seed=3, trainable_layers=layers)
+    made._prepared = encoder.network
+    return made
+
+
+def padded(sets: list[torch.Tensor]) -> FeatureBatch:
+    rows = np.arange(len(sets))
+    return RaggedFeatures.from_sets([found.numpy() for found in sets]).pad(rows, rows)
+
+
+SHAPES = {
+    1: (1, 4096),
+    2: (1, 25088),
+    3: (196, 512),
+    5: (196, 512),
+    6: (784, 512),
+    14: (224 * 224, 64),
+    "all": (1, 150528),
+}
+
+
+def test_shapes_at_the_cut_are_known_without_weights():
+    for layers, (count, width) in SHAPES.items():
+        cut = VGGEncoder(trainable_layers=layers)
+        assert (cut.most_vectors(["a.jpg"] * 3), cut.feature_dim) == (3 * count, width)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6, "all"])
+def test_front_and_tail_are_the_encoder(encoder: VGGEncoder, layers: int | str):
+    cut = share(encoder, layers)
+    batch = [cut.preprocess(photo) for photo in photos(2)]
+    sets = cut.encode(batch)
+    assert [tuple(found.shape) for found in sets] == [SHAPES[layers]] * 2
+    tail = cut.tail().eval()
+    features = padded(sets)
+    with torch.inference_mode():
+        x, mask = tail(features.x, features.mask)
+    assert tail.output_dim == 4096
+    assert mask.tolist() == [[True], [True]]
+    torch.testing.assert_close(x, torch.stack(encoder.encode(batch)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_cut_lies_before_the_weighted_layer(encoder: VGGEncoder):
+    network, [photo] = encoder.network, photos(1)
+    image = encoder.preprocess(photo)[None]
+    with torch.inference_mode():
+        fc6 = network.classifier[:2](network.avgpool(network.features(image)).flatten(1))
+        conv5_2 = network.features[:28](image)  # then conv5_3, ReLU, pooling
+    torch.testing.assert_close(share(encoder, 1).encode([image[0]])[0], fc6, rtol=1e-5, atol=1e-5)
+    [grid] = share(encoder, 3).encode([image[0]])
+    assert isinstance(network.features[28], torch.nn.Conv2d)
+    torch.testing.assert_close(grid.T.reshape(512, 14, 14), conv5_2[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(share(encoder, "all").encode([image[0]])[0].reshape(3, 224, 224), image[0])
+
+
+def test_training_from_the_cut_is_training_the_network(encoder: VGGEncoder):
+    cut = share(encoder, 1)
+    whole = deepcopy(encoder.network)
+    fc7 = whole.classifier[3].requires_grad_(True)
+    batch = [cut.preprocess(photo) for photo in photos(2)]
+    tail, features = cut.tail().eval(), padded(cut.encode(batch))  # no drop-out
+    assert not {p.data_ptr() for p in tail.parameters()} & {p.data_ptr() for p in cut.network.parameters()}
+    optimizers = [torch.optim.SGD(part.parameters(), lr=1.0) for part in (tail, fc7)]
+    for _ in range(2):
+        outputs = (tail(features.x, features.mask)[0].squeeze(1), whole(torch.stack(batch)))
+        for found, optimizer in zip(outputs, optimizers, strict=True):
+            optimizer.zero_grad()
+            (found**2).mean().backward()
+            optimizer.step()
+    assert [name for name, parameter in tail.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad is None for parameter in cut.network.parameters())
+    trained = list(tail.parameters())
+    for found, expected, before in zip(trained, fc7.parameters(), cut.tail().parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(found, before)
+
+
+def test_collate_autocast_and_fingerprint(encoder: VGGEncoder):
+    batch = [encoder.preprocess(photo) for photo in photos(2)]
+    expected = torch.cat(encoder.encode(batch))
+    assert torch.equal(torch.cat(encoder.encode(encoder.collate(batch))), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = torch.cat(encoder.encode(batch))
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, expected, rtol=0.1, atol=0.1 * float(expected.max()))
+    assert share(encoder, 2).fingerprint() == {**encoder.fingerprint(), "trainable_layers": 2}

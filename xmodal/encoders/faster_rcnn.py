@@ -1,7 +1,8 @@
 """Faster R-CNN: one photo → a set of region vectors."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,9 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn_v2,
 )
 
+from xmodal.encoders.faster_rcnn_tail import BoxHeadTail, DetectorTail, box_layers, pooled_regions
+from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.trainable import marked, range_faults, trainable
 from xmodal.encoders.weights import (
     StateDict,
     absent,
@@ -43,6 +47,8 @@ _CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"  # (classes, 1024)
 _COCO_CLASSES = 91
 _PUBLISHED_SIZE = 800  # pixels of the shorter side
 _RANDOM_SIZE = 224
+_REGION = 256 * 7 * 7  # values of a region of the feature maps
+_ORIENTATION = 0x0112  # EXIF: 5 to 8 mean that width and height change places
 _KEY = "image_encoder"
 
 
@@ -65,6 +71,12 @@ class FasterRCNNEncoder:
         min_size: the shorter side is scaled to this many pixels; None: 800, which the published weights were trained
             at, and 224 with random weights, which know no scale …
         max_size: … unless the longer one would exceed this.
+        trainable_layers: N fully connected layers of the box head, counted from the end, that are trained: 1 is fc7, 2
+            is fc6 too (version 2 has but one). The set is what the first of them takes, for every region that the
+            frozen detector found: 1024 wide before fc7, else 12544, the region's 256·7·7 values; five numbers of
+            ``box_geometry`` pass by. ``all`` trains backbone and box head from the pixels: photos are squashed to a
+            square of min_size pixels, so that batches have one shape, and the frozen rest of the detector chooses boxes
+            on the maps of the backbone as it is by then; batch norms keep their statistics.
         batch_size: photos per forward pass.
 
     Raises:
@@ -84,10 +96,14 @@ class FasterRCNNEncoder:
         box_geometry: bool = False,
         min_size: int | None = None,
         max_size: int = 1333,
+        trainable_layers: TrainableLayers = 0,
         batch_size: int = 4,
     ) -> None:
         min_size = min_size if min_size is not None else _RANDOM_SIZE if weights is None else _PUBLISHED_SIZE
-        _check_ranges(version, num_regions, score_threshold, nms_threshold, min_size, max_size, batch_size)
+        faults = _range_faults(version, num_regions, score_threshold, nms_threshold, min_size, max_size, batch_size)
+        faults += range_faults(trainable_layers, 2 if version == 1 else 1, _KEY)
+        if faults:
+            raise ConfigError(faults)
         self.version = version
         self.weights = weights
         self.seed = seed
@@ -97,12 +113,19 @@ class FasterRCNNEncoder:
         self.box_geometry = box_geometry
         self.min_size = min_size
         self.max_size = max_size
+        self.trainable_layers = trainable_layers
         self.batch_size = batch_size
+        self.preprocess: Callable[[Image.Image], Tensor] = (
+            partial(_squashed, size=min_size) if trainable_layers == "all" else _as_tensor
+        )
         self._prepared: FasterRCNN | None = None
 
     @property
     def feature_dim(self) -> int:
-        return 1024 + 5 * self.box_geometry
+        if self.trainable_layers == "all":
+            return 3 * self.min_size**2
+        at_region = self.trainable_layers != 0 and (self.version, self.trainable_layers) != (1, 1)
+        return (_REGION if at_region else 1024) + 5 * self.box_geometry
 
     @property
     def network(self) -> FasterRCNN:
@@ -120,7 +143,7 @@ class FasterRCNNEncoder:
             self._prepared = self._build(resolve(self.weights, _PUBLISHED[self.version], _KEY))
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
+        used = {
             "encoder": "FasterRCNNEncoder",
             "version": self.version,
             "num_regions": self.num_regions,
@@ -132,14 +155,19 @@ class FasterRCNNEncoder:
             "batch_norm_eps": _batch_norm_eps(self.network),
             "weights": digest(self.network.state_dict()),
         }
+        return marked(used, self.trainable_layers)
 
-    @staticmethod
-    def preprocess(item: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Values in [0, 1]; the network itself scales and normalises."""
-        return _PUBLISHED[1].transforms()(item)
+    def sizes(self, items: Sequence[Any]) -> list[int]:
+        """One number for each pair of width and height, from the files' headers alone."""
+        return [0] * len(items) if self.trainable_layers == "all" else [_size(item) for item in items]
+
+    def most_vectors(self, items: Sequence[Any]) -> int:
+        return len(items) * (1 if self.trainable_layers == "all" else self.num_regions)
 
     @torch.inference_mode()
     def encode(self, batch: list[Tensor]) -> list[FeatureSet]:
+        if self.trainable_layers == "all":
+            return [photo.float().cpu().reshape(1, -1) for photo in batch]
         rows_of_size: dict[tuple[int, ...], list[int]] = {}
         for row, photo in enumerate(batch):
             rows_of_size.setdefault(tuple(photo.shape), []).append(row)
@@ -150,6 +178,13 @@ class FasterRCNNEncoder:
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
+
+    def tail(self) -> nn.Module:
+        """The last layers of the box head, or the whole detector, with weights of their own."""
+        if self.trainable_layers == "all":
+            return DetectorTail(trainable(self.network), self.min_size, self.box_geometry)
+        layers = trainable(box_layers(self.network, self.trainable_layers)[1])
+        return BoxHeadTail(layers, 1024 + 5 * self.box_geometry, passed_by=5 * self.box_geometry)
 
     def state(self) -> dict[str, Any]:
         state = frozen_state(self.network, embed=is_path(self.weights))
@@ -167,19 +202,12 @@ class FasterRCNNEncoder:
         network = self.network
         device = next(network.parameters()).device
         images, _ = network.transform([photo.to(device) for photo in photos])
-        maps = network.backbone(images.tensors)
-        proposals, _ = network.rpn(images, maps)
-        detections, _ = network.roi_heads(maps, proposals, images.image_sizes)
-        boxes = [  # in pixels of the scaled photos, where the feature maps lie; ordered by score
-            found["boxes"] if len(found["boxes"]) else _whole_image(size, device)
-            for found, size in zip(detections, images.image_sizes, strict=True)
-        ]
-        pooled = network.roi_heads.box_roi_pool(maps, boxes, images.image_sizes)
-        vectors = network.roi_heads.box_head(pooled)
+        regions = pooled_regions(network, images, network.backbone(images.tensors))
+        frozen, _ = box_layers(network, 0 if self.trainable_layers == "all" else self.trainable_layers)
+        vectors = frozen(regions.values).float()
         if self.box_geometry:
-            shapes = [_geometry(found, size) for found, size in zip(boxes, images.image_sizes, strict=True)]
-            vectors = torch.cat([vectors, torch.cat(shapes)], dim=1)
-        return list(vectors.float().cpu().split([len(found) for found in boxes]))
+            vectors = torch.cat([vectors, regions.geometry], dim=1)
+        return list(vectors.cpu().split(regions.counts))
 
     def _build(self, weights: StateDict | None) -> FasterRCNN:
         model = {1: fasterrcnn_resnet50_fpn, 2: fasterrcnn_resnet50_fpn_v2}[self.version]
@@ -204,9 +232,9 @@ class FasterRCNNEncoder:
         return network
 
 
-def _check_ranges(
+def _range_faults(
     version: int, num_regions: int, score: float, nms: float, min_size: int, max_size: int, batch_size: int
-) -> None:
+) -> list[str]:
     faults = []
     if version not in _PUBLISHED:
         faults.append(f"{_KEY}.version must be one of {list(_PUBLISHED)}, found {version}.")
@@ -219,21 +247,37 @@ def _check_ranges(
     for name, value in {"num_regions": num_regions, "batch_size": batch_size}.items():
         if value < 1:
             faults.append(f"{_KEY}.{name} must be positive, found {value}.")
-    if faults:
-        raise ConfigError(faults)
+    return faults
 
 
-def _whole_image(size: tuple[int, int], device: torch.device) -> Float[Tensor, "1 4"]:
-    height, width = size
-    return torch.tensor([[0.0, 0.0, width, height]], device=device)
+def _as_tensor(item: Image.Image) -> Float[Tensor, "3 H W"]:
+    """Values in [0, 1]; the network itself scales and normalises."""
+    return _PUBLISHED[1].transforms()(item)
 
 
-def _geometry(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Float[Tensor, "n 5"]:
-    """(x1, y1, x2, y2, area), each as a fraction of the photo of that size."""
-    height, width = size
-    corners = boxes / boxes.new_tensor([width, height, width, height])
-    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    return torch.cat([corners, area[:, None]], dim=1)
+def _squashed(item: Image.Image, size: int) -> Float[Tensor, "3 S S"]:
+    """Values in [0, 1] of the photo as a square."""
+    return _as_tensor(item.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _size(item: Any) -> int:
+    """A number that only photos of this width and height have; 0 where the header can't be read, as decoding will tell.
+
+    Pixels are counted as they lie after the rotation that EXIF asks for.
+    """
+    if isinstance(item, Image.Image):
+        return _number(item)
+    try:
+        with Image.open(item) as image:
+            return _number(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 0
+
+
+def _number(image: Image.Image) -> int:
+    lies = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    width, height = reversed(image.size) if lies else image.size
+    return (width << 32) + height
 
 
 def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import gensim
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from xmodal.atomic import complete_file
+from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.trainable import marked, range_faults
 from xmodal.encoders.weights import UNREADABLE, first_line
-from xmodal.encoders.word_vectors import WordVectors, read_vectors, train_vectors, unusable
+from xmodal.encoders.word_vectors import WordVectors, distinct, read_vectors, rows_of, train_vectors, unusable
 from xmodal.errors import ConfigError, WeightsError
 from xmodal.tokens import tokenize
 from xmodal.types import FeatureSet
@@ -45,6 +50,9 @@ class FastTextEncoder:
         learning_rate: at the start; falls linearly to 0.0001.
         seed: of the training.
         embed_limit_mb: a checkpoint carries a table up to this size; of a larger one, path and digest.
+        trainable_layers: 1 or ``all``, which is the same: the vectors of the words of the training captions are
+            trained, other words keep theirs. A set's vectors are then D + 1 wide: first the word's place among the
+            trained ones (−1: not among them), then its vector.
         batch_size: captions per call.
 
     Raises:
@@ -68,6 +76,7 @@ class FastTextEncoder:
         learning_rate: float = 0.025,
         seed: int = 0,
         embed_limit_mb: float = 256.0,
+        trainable_layers: TrainableLayers = 0,
         batch_size: int = 1024,
     ) -> None:
         positive = {
@@ -82,6 +91,7 @@ class FastTextEncoder:
             "batch_size": batch_size,
         }
         faults = [f"{_KEY}.{name} must be positive, found {value}." for name, value in positive.items() if value <= 0]
+        faults += range_faults(trainable_layers, 1, _KEY)
         for name, value in {"seed": seed, "max_n": max_n, "embed_limit_mb": embed_limit_mb}.items():
             if value < 0:
                 faults.append(f"{_KEY}.{name} must not be negative, found {value}.")
@@ -90,6 +100,7 @@ class FastTextEncoder:
         self.vectors = vectors
         self.seed = seed
         self.embed_limit_mb = embed_limit_mb
+        self.trainable_layers = trainable_layers
         self.batch_size = batch_size
         self._training = {
             "vector_size": vector_size,
@@ -104,11 +115,20 @@ class FastTextEncoder:
             "alpha": learning_rate,
         }
         self._table: WordVectors | None = None
+        self._trained_words: dict[str, int] = {}  # words of the training captions that have a vector → their places
         self._source: Path | None = None  # file that holds the table: the given one, or the cache's
 
     @property
     def feature_dim(self) -> int:
-        return self.table.feature_dim
+        """Known before ``prepare`` where the vectors are to be trained."""
+        is_to_be_trained = self._table is None and self.vectors is None
+        width = self._training["vector_size"] if is_to_be_trained else self.table.feature_dim
+        return int(width) + (self.trainable_layers != 0)
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether sets hold places of words, of which float16 would confuse those above 2048."""
+        return self.trainable_layers != 0
 
     @property
     def table(self) -> WordVectors:
@@ -125,41 +145,64 @@ class FastTextEncoder:
 
         Raises:
             WeightsError: the file is absent or damaged, or there is nothing to train on.
+            ConfigError: words are to be trained, but there are no training captions.
         """
         if self._table is not None:
             return
+        if self.trainable_layers and not captions:
+            raise ConfigError(
+                f"{_KEY}.trainable_layers={self.trainable_layers} trains the vectors of the training captions' words, "
+                f"but there are no training captions here (features from a file?). Type {_KEY}.trainable_layers=0."
+            )
         sentences = [tokenize(caption) for caption in captions]
-        if self.vectors is not None:
-            self._source = Path(self.vectors).expanduser().absolute()
-            self._table = read_vectors(self._source)
-            _log_coverage(self._table, sentences, self._source)
-            return
-        self._source = cache_dir.absolute() / f"fasttext-{self._training_digest(sentences)}.pt"
-        self._table = _read_cache(self._source)
-        if self._table is None:
-            log.info(f"Training FastText vectors on {len(sentences)} training captions, because {_KEY}.vectors=null.")
-            self._table = train_vectors(sentences, self.seed, **self._training)
-            _write_cache(self._table, self._source)
+        self._table = self._obtain(sentences, cache_dir)
+        if self.trainable_layers:
+            self._train_on(self._table.known(distinct(sentences))[0])
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"encoder": "FastTextEncoder", "weights": self.table.digest}
+        used = {"encoder": "FastTextEncoder", "weights": self.table.digest}
+        if self.trainable_layers:
+            used["trained_words"] = _digest(list(self._trained_words))
+        return marked(used, self.trainable_layers)
 
     @staticmethod
     def preprocess(item: str) -> list[str]:
         """The caption's words."""
         return tokenize(item)
 
+    def words(self, item: str) -> list[str]:
+        """The caption's words, those without a vector too."""
+        return tokenize(item)
+
+    def known(self, words: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        """Those of the distinct ``words`` that have a vector, and (V, D) float32; with trained words (V, D + 1)."""
+        names, vectors = self.table.known(words)
+        if not self.trainable_layers:
+            return names, vectors
+        places = np.array([self._trained_words.get(name, -1) for name in names], dtype=np.float32)
+        return names, np.concatenate([places[:, None], vectors], axis=1)
+
+    def most_vectors(self, items: Sequence[str]) -> int:
+        return sum(len(tokenize(item)) for item in items)
+
     def encode(self, batch: list[list[str]]) -> list[FeatureSet]:
-        values, lengths = self.table.lookup(batch)
-        return list(torch.from_numpy(values).split(lengths.tolist()))
+        names, vectors = self.known(distinct(batch))
+        rows, lengths = rows_of(names, batch)
+        return list(torch.from_numpy(vectors[rows]).split(lengths.tolist()))
+
+    def tail(self) -> "WordTableTail":
+        """The trained words' vectors, to begin with those of the table."""
+        _, vectors = self.table.known(self._trained_words)
+        return WordTableTail(torch.from_numpy(vectors.copy()))
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move: words are looked up on the CPU."""
 
     def state(self) -> dict[str, Any]:
+        trained = {"trained_words": list(self._trained_words)} if self.trainable_layers else {}
         if self.table.megabytes <= self.embed_limit_mb:
-            return {"table": self.table.state(), "path": str(self._source)}
-        return {"path": str(self._source), "digest": self.table.digest}
+            return {"table": self.table.state(), "path": str(self._source), **trained}
+        return {"path": str(self._source), "digest": self.table.digest, **trained}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of ``state``.
@@ -172,9 +215,58 @@ class FastTextEncoder:
             WordVectors.from_state(state["table"]) if "table" in state else _reread(self._source, state["digest"])
         )
 
+        self._train_on(state.get("trained_words", []))
+
+    def _train_on(self, words: Sequence[str]) -> None:
+        self._trained_words = {word: place for place, word in enumerate(words)}
+
+    def _obtain(self, sentences: list[list[str]], cache_dir: Path) -> WordVectors:
+        """The table: read, found under ``cache_dir``, or trained."""
+        if self.vectors is not None:
+            self._source = Path(self.vectors).expanduser().absolute()
+            table = read_vectors(self._source)
+            _log_coverage(table, sentences, self._source)
+            return table
+        self._source = cache_dir.absolute() / f"fasttext-{self._training_digest(sentences)}.pt"
+        found = _read_cache(self._source)
+        if found is None:
+            log.info(f"Training FastText vectors on {len(sentences)} training captions, because {_KEY}.vectors=null.")
+            found = train_vectors(sentences, self.seed, **self._training)
+            _write_cache(found, self._source)
+        return found
+
     def _training_digest(self, sentences: list[list[str]]) -> str:
         made_from = {"gensim": gensim.__version__, "seed": self.seed, **self._training, "sentences": sentences}
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(made_from)[:16]
+
+
+class WordTableTail(nn.Module):
+    """A table of word vectors that is trained: (place, vector) per word → the vector at that place of the table.
+
+    A word of place −1 has none there and keeps the vector that came with it.
+
+    Args:
+        vectors: what the table starts from.
+    """
+
+    def __init__(self, vectors: Float[Tensor, "words D"]) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(vectors, freeze=False)
+        self.output_dim: int = vectors.shape[1]
+
+    def forward(
+        self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+        """C = D + 1."""
+        places = x[:, :, 0].round().long()
+        trained = (places >= 0) & mask
+        vectors = x[:, :, 1:]
+        rows = self.table(places[trained]).to(vectors.dtype)
+        return vectors.masked_scatter(trained.unsqueeze(2), rows), mask
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _log_coverage(table: WordVectors, sentences: list[list[str]], source: Path) -> None:

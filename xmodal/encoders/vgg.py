@@ -1,16 +1,20 @@
-"""VGG: one photo → a set of one vector, the activations of its second fully connected layer."""
+"""VGG: one photo → a set of one vector, the activations of its second fully connected layer; or what leads to it."""
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import VGG, VGG16_Weights, VGG19_Weights, WeightsEnum, vgg16, vgg19
 
+from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.trainable import marked, range_faults, trainable
 from xmodal.encoders.weights import (
     StateDict,
     absent,
@@ -30,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _PUBLISHED: dict[int, WeightsEnum] = {16: VGG16_Weights.IMAGENET1K_V1, 19: VGG19_Weights.IMAGENET1K_V1}
 _FC7_AFTER_RELU = 5  # classifier[:5] = fc6, ReLU, dropout, fc7, ReLU
+_PIXELS = (3, 224, 224)
 _KEY = "image_encoder"
 
 
@@ -40,6 +45,10 @@ class VGGEncoder:
         depth: 16 or 19 layers with weights.
         weights: ``pretrained`` (ImageNet), the path of a torchvision state_dict, or None: random weights.
         seed: of random weights.
+        trainable_layers: N layers with weights, counted from the end, that are trained: 1 is fc7, 2 is fc6 too, 3 the
+            last convolution too, and so on to the second convolution; ``all`` trains everything. The set is what the
+            first of them takes: one vector of 4096 (N = 1) or 25088 (N = 2), the H·W vectors of a map with C channels,
+            width C (N ≥ 3), one vector of all pixel values (``all``).
         batch_size: photos per forward pass.
 
     Raises:
@@ -48,12 +57,23 @@ class VGGEncoder:
 
     modality: ClassVar[Literal["image", "text"]] = "image"
 
-    def __init__(self, depth: int = 16, weights: str | None = None, seed: int = 0, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        depth: int = 16,
+        weights: str | None = None,
+        seed: int = 0,
+        trainable_layers: TrainableLayers = 0,
+        batch_size: int = 32,
+    ) -> None:
         if depth not in _PUBLISHED:
             raise ConfigError(f"{_KEY}.depth must be one of {list(_PUBLISHED)}, found {depth}.")
+        faults = range_faults(trainable_layers, depth - 2, _KEY)  # without fc8 there are depth - 1 layers
         if batch_size < 1:
-            raise ConfigError(f"{_KEY}.batch_size must be positive, found {batch_size}.")
+            faults.append(f"{_KEY}.batch_size must be positive, found {batch_size}.")
+        if faults:
+            raise ConfigError(faults)
         self.depth = depth
+        self.trainable_layers = trainable_layers
         self.weights = weights
         self.seed = seed
         self.batch_size = batch_size
@@ -61,7 +81,7 @@ class VGGEncoder:
 
     @property
     def feature_dim(self) -> int:
-        return 4096
+        return prod(_PIXELS) if self.trainable_layers == "all" else self._shape_at_cut[0]
 
     @property
     def network(self) -> VGG:
@@ -79,18 +99,34 @@ class VGGEncoder:
             self._prepared = self._build(resolve(self.weights, _PUBLISHED[self.depth], _KEY))
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"encoder": "VGGEncoder", "depth": self.depth, "weights": digest(self.network.state_dict())}
+        used = {"encoder": "VGGEncoder", "depth": self.depth, "weights": digest(self.network.state_dict())}
+        return marked(used, self.trainable_layers)
 
     @staticmethod
     def preprocess(item: Image.Image) -> Float[Tensor, "3 224 224"]:
         """Shorter side to 256, centre crop of 224, ImageNet mean and deviation, as published."""
         return _PUBLISHED[16].transforms()(item)
 
+    def collate(self, batch: list[Tensor]) -> Float[Tensor, "B 3 224 224"]:
+        """The photos in one array, in the memory format that convolutions like best."""
+        return torch.stack(batch).contiguous(memory_format=torch.channels_last)
+
+    def most_vectors(self, items: Sequence[Any]) -> int:
+        return len(items) * (1 if self.trainable_layers == "all" else prod(self._shape_at_cut[1:]))
+
     @torch.inference_mode()
-    def encode(self, batch: list[Tensor]) -> list[FeatureSet]:
+    def encode(self, batch: list[Tensor] | Tensor) -> list[FeatureSet]:
+        photos = batch if isinstance(batch, Tensor) else self.collate(batch)
+        if self.trainable_layers == "all":
+            return list(photos.float().cpu().flatten(1).unsqueeze(1))
         device = next(self.network.parameters()).device
-        photos = torch.stack(batch).to(device, memory_format=torch.channels_last)
-        return list(self.network(photos).float().cpu().unsqueeze(1))
+        layers = _layers(self.network)[: self._cut()]
+        found = layers(photos.to(device, memory_format=torch.channels_last)).float()
+        return list(found.flatten(2).transpose(1, 2).cpu() if found.ndim == 4 else found.unsqueeze(1).cpu())
+
+    def tail(self) -> "VGGTail":
+        """The layers from the cut to fc7 after ReLU, with weights of their own."""
+        return VGGTail(trainable(_layers(self.network)[self._cut() :]), self._shape_at_cut)
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
@@ -104,6 +140,17 @@ class VGGEncoder:
         check_probe(network, state, f"VGG-{self.depth}")
         self._prepared = network
 
+    def _cut(self) -> int:
+        """Number of modules that stay frozen."""
+        return _cut(_layers(self.network), self.trainable_layers)
+
+    @cached_property
+    def _shape_at_cut(self) -> tuple[int, ...]:
+        """(D,) or (C, H, W) of one photo at the cut; told by the layers' kinds alone, so known before ``prepare``."""
+        with torch.device("meta"):
+            layers = _layers({16: vgg16, 19: vgg19}[self.depth](weights=None, init_weights=False))
+            return tuple(layers[: _cut(layers, self.trainable_layers)](torch.empty(1, *_PIXELS)).shape[1:])
+
     def _build(self, weights: StateDict | None) -> VGG:
         with seeded(self.seed):
             network = {16: vgg16, 19: vgg19}[self.depth](weights=None, init_weights=weights is None)
@@ -115,3 +162,39 @@ class VGGEncoder:
             load_strictly(network, used, f"{_KEY}.weights={self.weights}")
         freeze(network)
         return network.to(memory_format=torch.channels_last)
+
+
+class VGGTail(nn.Module):
+    """The last layers of VGG: sets at the cut → fc7 after ReLU, a set of one.
+
+    Args:
+        layers: the modules behind the cut.
+        shape: of what the first of them takes, for one photo: (D,) or (C, H, W).
+    """
+
+    def __init__(self, layers: nn.Sequential, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.shape = shape
+        self.output_dim = 4096
+
+    def forward(
+        self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
+        """Every set is whole (L vectors of one photo), or empty: a row that the mask leaves out."""
+        photos = x.transpose(1, 2).reshape(len(x), *self.shape)
+        return self.layers(photos).unsqueeze(1), mask.any(dim=1, keepdim=True)
+
+
+def _layers(network: VGG) -> nn.Sequential:
+    """The network to fc7 after ReLU as one chain of modules, which it shares."""
+    return nn.Sequential(*network.features, network.avgpool, nn.Flatten(), *network.classifier[:_FC7_AFTER_RELU])
+
+
+def _cut(layers: nn.Sequential, trainable_layers: TrainableLayers) -> int:
+    """Number of modules before the N-th last with weights; drop-out before that one belongs behind the cut."""
+    if trainable_layers == "all":
+        return 0
+    with_weights = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d | nn.Linear)]
+    cut = len(layers) if trainable_layers == 0 else with_weights[-trainable_layers]
+    return cut - 1 if trainable_layers and isinstance(layers[cut - 1], nn.Dropout) else cut

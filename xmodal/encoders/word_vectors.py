@@ -3,7 +3,7 @@
 import logging
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,15 +56,16 @@ class WordVectors:
         buckets = ft_ngram_hashes(word, self.min_n, self.max_n, len(self.ngrams))
         return self.ngrams[buckets].mean(axis=0, dtype=np.float32) if len(buckets) else None
 
+    def known(self, words: Iterable[str]) -> tuple[list[str], np.ndarray]:
+        """Those of the distinct ``words`` that have a vector, and their vectors (n, D) float32."""
+        found = {word: vector for word in words if (vector := self.vector(word)) is not None}
+        return list(found), np.stack(list(found.values())) if found else np.zeros((0, self.feature_dim), np.float32)
+
     def lookup(self, sentences: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of all known words end to end, (T, D) float32, and the number of known words of each sentence."""
-        distinct = dict.fromkeys(word for sentence in sentences for word in sentence)
-        known = {word: vector for word in distinct if (vector := self.vector(word)) is not None}
-        order = {word: row for row, word in enumerate(known)}
-        matrix = np.stack(list(known.values())) if known else np.zeros((0, self.feature_dim), np.float32)
-        rows = [[order[word] for word in sentence if word in order] for sentence in sentences]
-        flat = np.array([row for some in rows for row in some], dtype=np.int64)
-        return matrix[flat], np.array([len(some) for some in rows], dtype=np.int64)
+        words, vectors = self.known(distinct(sentences))
+        rows, lengths = rows_of(words, sentences)
+        return vectors[rows], lengths
 
     @property
     def megabytes(self) -> float:
@@ -87,6 +88,19 @@ class WordVectors:
         ngrams = state["ngrams"].numpy() if "ngrams" in state else None
         vectors = state["vectors"].numpy()
         return cls(tuple(state["words"]), vectors, ngrams, state.get("min_n", 0), state.get("max_n", 0))
+
+
+def distinct(sentences: Iterable[Sequence[str]]) -> list[str]:
+    """The words of all sentences, each once, in the order in which they first occur."""
+    return list(dict.fromkeys(word for sentence in sentences for word in sentence))
+
+
+def rows_of(words: Sequence[str], sentences: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Place in ``words`` of every word of the sentences that is there, end to end, and their number in each."""
+    order = {word: row for row, word in enumerate(words)}
+    rows = [[order[word] for word in sentence if word in order] for sentence in sentences]
+    flat = np.array([row for some in rows for row in some], dtype=np.int64)
+    return flat, np.array([len(some) for some in rows], dtype=np.int64)
 
 
 def read_vectors(path: Path) -> WordVectors:
