@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,8 @@ def test_padding_equals_a_naive_loop(lengths: list[int], data: st.DataObject, dt
             assert bool(found.mask[b, k]) == (k < lengths[row])
             assert found.x[b, k].tolist() == ([float(row), float(k)] if k < lengths[row] else [0.0, 0.0])
     padded = features.pad(np.array(rows), np.array(rows))
-    assert all(torch.equal(one, other) for one, other in zip(found, padded, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], padded[:3], strict=True))
+    assert not found.pooled
 
 
 def _captions_of(items: Items, row: int) -> list[int]:
@@ -233,3 +235,85 @@ def test_relevance_by_class_without_labels_is_an_error(items: Items) -> None:
     images = tuple(replace(image, label=None if row in (2, 5) else row) for row, image in enumerate(items.images))
     with pytest.raises(DataError, match=r"2 of the 8 images of \w+ have none, the first of them .*relevance=instance"):
         PairDataModule(replace(items, images=images), _marked([1] * 8), _marked([1] * 18), relevance="class")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8) | st.integers(0, 3).map(lambda n: [n] * 5),
+    kind=st.sampled_from(["uint8", "uint16", "uint32", "int64"]),
+    device=st.sampled_from([None, "cpu"]),
+    data=st.data(),
+)
+def test_codes_give_the_batches_of_the_vectors_they_stand_for(
+    lengths: list[int], kind: str, device: str | None, data: st.DataObject
+) -> None:
+    plain = _marked(lengths, "float16")
+    random = np.random.default_rng(len(lengths))
+    table = random.permutation(np.unique(plain.values, axis=0)) if len(plain.values) else np.zeros((1, 2), np.float16)
+    codes = np.array([np.flatnonzero((table == vector).all(axis=1))[0] for vector in plain.values], dtype=kind)
+    coded = RaggedFeatures(table, plain.offsets, codes)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)))
+    options = {} if device is None else {"device": torch.device(device)}
+    found = SetReader(coded, **options).batch(rows, rows)
+    expected = plain.pad(rows.numpy(), rows.numpy())
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3], strict=True))
+
+
+def test_pooled_sides_come_as_vectors_and_say_so(items: Items, module: PairDataModule) -> None:
+    pooled = RaggedFeatures(np.arange(36, dtype=np.float32).reshape(18, 2), np.arange(19))
+    raw = weakref.ref(module.text_features)
+    module.train_dataloader()
+    module.use_pooled(None, pooled)
+    assert raw() is None  # nothing keeps its memory
+    assert module.text_features is pooled
+    for batch in module.train_dataloader():
+        assert (batch.image.pooled, batch.text.pooled) == (False, True)
+        assert batch.text.x.shape == (len(batch.image.x), 1, 2)
+        captions = batch.text.x[:, 0, 0].long() // 2
+        assert items.caption_images[captions.numpy()].tolist() == batch.image.image_ids.tolist()
+    _, texts = module.val_dataloader()
+    assert all(batch.pooled for batch in texts)
+    assert module.transfer_batch_to_device(next(iter(texts)), torch.device("cpu"), 0).pooled
+    with pytest.raises(FeatureError, match="There are 18 sets of image features for 8"):
+        module.use_pooled(pooled, None)
+    with pytest.raises(FeatureError, match="more or less than one vector"):
+        module.use_pooled(None, _marked([2] * 18))
+
+
+class Drawn:
+    """Sets that are made when they are asked for, those for training with 100 added."""
+
+    def __init__(self, features: RaggedFeatures, added: float = 0.0) -> None:
+        self.features, self.added = features, added
+        self.feature_dim, self.lengths = features.feature_dim, features.lengths
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def for_training(self) -> "Drawn":
+        return Drawn(self.features, 100.0)
+
+    def select(self, rows: np.ndarray) -> RaggedFeatures:
+        chosen = self.features.select(rows)
+        return RaggedFeatures(chosen.values + np.float32(self.added), chosen.offsets)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_source_of_any_kind_is_asked_batch_by_batch(items: Items, num_workers: int) -> None:
+    images, texts = _marked([1 + i % 3 for i in range(8)]), _marked([k % 4 for k in range(18)])
+    drawn = PairDataModule(items, Drawn(images), texts, batch_size=4, seed=1, num_workers=num_workers)
+    held = PairDataModule(items, images, texts, batch_size=4, seed=1)
+    for found, expected in zip(drawn.train_dataloader(), held.train_dataloader(), strict=True):
+        assert torch.equal(found.text.x, expected.text.x)
+        assert torch.equal(found.image.mask, expected.image.mask)
+        assert torch.equal(found.image.x[found.image.mask], expected.image.x[expected.image.mask] + 100)
+        assert not found.image.x[~found.image.mask].any()
+    for found, expected in zip(drawn.val_dataloader()[0], held.val_dataloader()[0], strict=True):
+        assert torch.equal(found.x, expected.x)
+
+
+@pytest.mark.parametrize("memory_gb", [0.0, -2.0, float("nan")])
+def test_a_budget_out_of_range(items: Items, memory_gb: float) -> None:
+    features = _marked([1] * 8), _marked([1] * 18)
+    with pytest.raises(ConfigError, match=rf"features.memory_gb must be a number above 0, found {memory_gb}"):
+        PairDataModule(items, *features, memory_gb=memory_gb)

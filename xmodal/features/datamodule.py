@@ -1,34 +1,48 @@
 """Batches of matching pairs for training, and of single items for validation and test."""
 
+import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from xmodal.config.evaluation import RELEVANCES
 from xmodal.data.items import Items
 from xmodal.errors import ConfigError, FeatureError
-from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
+from xmodal.features.memory import PAIR_BYTES, Budget, budget, largest_set, least_buffer
+from xmodal.features.readers import Reader, SetReader, SourceReader
+from xmodal.features.store import FeatureFile
+from xmodal.features.streaming import PairStream, SetStream
+from xmodal.types import FeatureBatch, FeatureSource, PairBatch, RaggedFeatures
+
+log = logging.getLogger(__name__)
+
+Galleries = list[DataLoader[FeatureBatch] | SetStream]
 
 
 class PairDataModule(pl.LightningDataModule):
-    """Features of a data set, held in memory, as batches.
+    """Features of a data set as batches: from memory, from disk, or made from photos as they are needed.
+
+    Where the trainer computes on a GPU, features in memory that take at most half of what is free there are moved to
+    it once, and batches are made there.
 
     Args:
         items: N images and M captions.
         image_features: N sets, row by row those of ``items.images``.
         text_features: M sets, row by row those of ``items.captions``.
         batch_size: pairs (or single items) per batch.
-        num_workers: processes that build batches (0: the training process itself, which is fastest for small sets).
+        num_workers: processes that build batches (0: the training process itself, which is fastest for small sets);
+            features in a file are read by a thread instead.
         seed: of the order of the training pairs, which differs from epoch to epoch.
         relevance: what evaluation takes for a match: the pairs (``instance``), or all items of one label (``class``).
+        memory_gb: most memory for features, in 10⁹ bytes, where any of them are read from disk or pooled.
 
     Raises:
-        ConfigError: ``batch_size`` or ``num_workers`` out of range, or an unknown ``relevance``.
+        ConfigError: ``batch_size``, ``num_workers`` or ``memory_gb`` out of range, or an unknown ``relevance``.
         DataError: relevance by class where images have no label.
         FeatureError: features of another count than the items.
     """
@@ -36,31 +50,72 @@ class PairDataModule(pl.LightningDataModule):
     def __init__(
         self,
         items: Items,
-        image_features: RaggedFeatures,
-        text_features: RaggedFeatures,
+        image_features: FeatureSource,
+        text_features: FeatureSource,
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
         relevance: str = "instance",
+        *,
+        memory_gb: float = 8.0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1, found {batch_size}.")
-        if num_workers < 0:
-            raise ConfigError(f"data.num_workers must be 0 or more, found {num_workers}.")
-        if relevance not in RELEVANCES:
-            raise ConfigError(f"data.relevance must be {' or '.join(RELEVANCES)}, found {relevance!r}.")
+        _require_ranges(batch_size, num_workers, relevance, memory_gb)
         if relevance == "class":
             items.require_labels()
         _require_count("image", "images", len(image_features), len(items.images))
         _require_count("text", "captions", len(text_features), len(items.captions))
         self.items = items
-        self.image_features = image_features
-        self.text_features = text_features
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.relevance = relevance
+        self.memory_gb = memory_gb
+        self._sources = {"image": image_features, "text": text_features}  # what batches are made of
+        self._pooled: set[str] = set()
+        self._readers: dict[str, SetReader] = {}
+        self._streams: list[PairStream | SetStream] = []
+        self._device: torch.device | None = None  # of the readers, once that has been decided
+
+    def use_pooled(self, image: RaggedFeatures | None, text: RaggedFeatures | None) -> None:
+        """Make the batches of a side from sets of one vector that its aggregator has made; None changes nothing.
+
+        They take the place of that side's features, whose memory is free from then on.
+
+        Raises:
+            FeatureError: pooled features of another count than the items, or of more than one vector per item.
+        """
+        for side, pooled in (("image", image), ("text", text)):
+            if pooled is not None:
+                _require_count(side, "items of that side", len(pooled), len(self._sources[side]))
+                if not (pooled.lengths == 1).all():
+                    raise FeatureError(f"Pooled {side} features have sets of more or less than one vector.")
+                self._sources[side] = pooled
+                self._pooled.add(side)
+        self._readers.clear()
+        self._device = None
+
+    @property
+    def image_features(self) -> FeatureSource:
+        """What image batches are made of."""
+        return self._sources["image"]
+
+    @property
+    def text_features(self) -> FeatureSource:
+        """What caption batches are made of."""
+        return self._sources["text"]
+
+    def room_for_pooled(self, side: str) -> int:
+        """Bytes that pooled vectors of ``side`` may take beside what is in memory and what reading needs."""
+        shares = self._budget()
+        others = {name: source for name, source in self._sources.items() if name != side}
+        if not self._has_files():
+            return shares.memory - shares.resident
+        if not any(isinstance(source, FeatureFile) for source in others.values()):
+            return shares.left
+        largest = {name: largest_set(source) for name, source in others.items()}
+        needed = least_buffer(largest.get("image", 0), sum(largest.values()) + PAIR_BYTES)
+        return (shares.memory - shares.enough_for(needed)) * 4 // 5  # the share for reading may grow by a fifth
 
     def image_rows(self, role: str) -> np.ndarray:
         """Rows of the images of a split."""
@@ -75,34 +130,103 @@ class PairDataModule(pl.LightningDataModule):
         """The label of every image of the data set, by its row; None where relevance is by instance."""
         return self.items.labels if self.relevance == "class" else None
 
-    def train_dataloader(self) -> DataLoader[PairBatch]:
+    def train_dataloader(self) -> DataLoader[PairBatch] | PairStream:
         """Shuffled PairBatch: each training caption once per epoch, with its image; a last smaller batch is kept.
 
         Raises:
             DataError: no image belongs to the training split.
+            ConfigError: features are read from disk and ``memory_gb`` leaves too little room for that.
         """
         self.items.require("train")
         captions = self.caption_rows("train")
-        pairs = Pairs(self.image_features, self.text_features, self.items.caption_images[captions], captions)
+        images = self.items.caption_images[captions]
+        if self._from_disk():
+            return self._pair_stream(images, captions)
+        pairs = Pairs(self._reader("image", training=True), self._reader("text", training=True), images, captions)
         return self._loader(pairs, EpochShuffle(len(pairs), self.seed, self._epoch()))
 
-    def val_dataloader(self) -> list[DataLoader[FeatureBatch]]:
+    def val_dataloader(self) -> Galleries:
         """Two loaders of FeatureBatch: the images of the split once each, then its captions; none without the split."""
         return self._gallery_loaders("val")
 
-    def test_dataloader(self) -> list[DataLoader[FeatureBatch]]:
+    def test_dataloader(self) -> Galleries:
         """As ``val_dataloader``, for the test split."""
         return self._gallery_loaders("test")
 
-    def _gallery_loaders(self, role: str) -> list[DataLoader[FeatureBatch]]:
+    def _gallery_loaders(self, role: str) -> Galleries:
         if not self.items.has_split(role):
             return []
         images, captions = self.image_rows(role), self.caption_rows(role)
-        sides = [
-            Singles(self.image_features, images, images),
-            Singles(self.text_features, captions, self.items.caption_images[captions]),
-        ]
-        return [self._loader(side, _whole(side)) for side in sides]
+        owners = self.items.caption_images[captions]
+        return [self._gallery("image", images, images), self._gallery("text", captions, owners)]
+
+    def _gallery(self, side: str, rows: np.ndarray, image_ids: np.ndarray) -> "DataLoader[FeatureBatch] | SetStream":
+        source = self._sources[side]
+        if isinstance(source, FeatureFile) and self._from_disk():
+            stream = SetStream(source, rows, image_ids, self.batch_size, self._budget().block)
+            self._streams.append(stream)
+            return stream
+        singles = Singles(self._reader(side), rows, image_ids)
+        return self._loader(singles, _whole(singles))
+
+    def _from_disk(self) -> bool:
+        """Whether batches are streamed: a side is read from a file, and none is made from photos, which has workers."""
+        live = [not isinstance(source, FeatureFile | RaggedFeatures) for source in self._sources.values()]
+        return self._has_files() and not any(live)
+
+    def _has_files(self) -> bool:
+        return any(isinstance(source, FeatureFile) for source in self._sources.values())
+
+    def _pair_stream(self, images: np.ndarray, captions: np.ndarray) -> PairStream:
+        if self.num_workers:
+            log.info("data.num_workers=%d is not used: a thread reads the features from disk.", self.num_workers)
+        image, text = (
+            source if isinstance(source, FeatureFile) else self._reader(side) for side, source in self._sources.items()
+        )
+        stream = PairStream(
+            image, text, images, captions, self.batch_size, self._budget(), seed=self.seed, epoch=self._epoch()
+        )
+        self._streams.append(stream)
+        return stream
+
+    def _budget(self) -> Budget:
+        batched = list(self._sources.values())
+        return budget(self.memory_gb, self.batch_size, batched, batched)
+
+    def _reader(self, side: str, training: bool = False) -> SetReader | SourceReader:
+        source = self._sources[side]
+        if not isinstance(source, RaggedFeatures):
+            return SourceReader(source.for_training() if training and hasattr(source, "for_training") else source)
+        if self._device is None:
+            self._device = self._reading_device()
+        if side not in self._readers:
+            self._readers[side] = SetReader(source, self._device, side in self._pooled)
+        return self._readers[side]
+
+    def _reading_device(self) -> torch.device:
+        """The trainer's GPU where the features of both sides take at most half of its free memory, else the CPU."""
+        if self.trainer is not None and self.num_workers == 0:
+            device = self.trainer.strategy.root_device
+            resident = [source.nbytes for source in self._sources.values() if isinstance(source, RaggedFeatures)]
+            if device.type == "cuda" and len(resident) == 2:
+                free = torch.cuda.mem_get_info(device)[0]
+                if sum(resident) <= free / 2:
+                    return device
+        return torch.device("cpu")
+
+    def transfer_batch_to_device(
+        self, batch: PairBatch | FeatureBatch, device: torch.device, dataloader_idx: int
+    ) -> PairBatch | FeatureBatch:
+        """The batch on the trainer's device; copied while that computes, where the batch is in pinned memory."""
+        if isinstance(batch, FeatureBatch):
+            return batch.to(device, non_blocking=True)
+        return PairBatch(*(side.to(device, non_blocking=True) for side in batch))
+
+    def teardown(self, stage: str) -> None:
+        """End the threads of passes that were left early."""
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
 
     def _loader(self, dataset: "Pairs | Singles", sampler: Sampler[int] | None = None) -> DataLoader:
         return DataLoader(
@@ -111,7 +235,7 @@ class PairDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and (self._device is None or self._device.type == "cpu"),
             persistent_workers=self.num_workers > 0,
         )
 
@@ -145,45 +269,12 @@ class EpochShuffle(Sampler[int]):
         self.epoch = epoch
 
 
-class SetReader:
-    """Sets of a ``RaggedFeatures`` as padded float32 batches; the hot path of training, hence tensors throughout."""
-
-    def __init__(self, features: RaggedFeatures) -> None:
-        self.values = torch.from_numpy(features.values)
-        self.offsets = torch.from_numpy(features.offsets)
-        lengths = features.lengths
-        one_length = len(lengths) > 0 and lengths[0] > 0 and bool((lengths == lengths[0]).all())
-        self.uniform_length = int(lengths[0]) if one_length else None
-
-    def batch(self, rows: Tensor, image_ids: Tensor) -> FeatureBatch:
-        """The sets of ``rows``, padded with zeros to the longest of them (L ≥ 1)."""
-        if self.uniform_length is None:
-            return self._padded(rows, image_ids)
-        sets = self.values.reshape(-1, self.uniform_length, self.values.shape[1])
-        mask = torch.ones(len(rows), self.uniform_length, dtype=torch.bool)
-        return FeatureBatch(sets.index_select(0, rows).float(), mask, image_ids)
-
-    def _padded(self, rows: Tensor, image_ids: Tensor) -> FeatureBatch:
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        steps = torch.arange(max(1, int(lengths.max())))
-        mask = steps < lengths[:, None]
-        if not len(self.values):  # no set has any vector
-            return FeatureBatch(torch.zeros(*mask.shape, self.values.shape[1]), mask, image_ids)
-        # padding reads some vector that exists and is then set to zero: one gather, no loop over sets
-        source = (starts[:, None] + steps).clamp_(max=len(self.values) - 1)
-        x = self.values.index_select(0, source.flatten()).float().view(*mask.shape, -1)
-        return FeatureBatch(x.masked_fill_(~mask.unsqueeze(-1), 0.0), mask, image_ids)
-
-
 class Pairs(Dataset[PairBatch]):
     """P matching pairs: image row and caption row of each."""
 
-    def __init__(
-        self, image_features: RaggedFeatures, text_features: RaggedFeatures, images: np.ndarray, captions: np.ndarray
-    ) -> None:
-        self.image_sets = SetReader(image_features)
-        self.text_sets = SetReader(text_features)
+    def __init__(self, image_sets: Reader, text_sets: Reader, images: np.ndarray, captions: np.ndarray) -> None:
+        self.image_sets = image_sets
+        self.text_sets = text_sets
         self.images = torch.from_numpy(images)
         self.captions = torch.from_numpy(captions)
 
@@ -203,8 +294,8 @@ class Pairs(Dataset[PairBatch]):
 class Singles(Dataset[FeatureBatch]):
     """Items of one side, with the image row that each belongs to."""
 
-    def __init__(self, features: RaggedFeatures, rows: np.ndarray, image_ids: np.ndarray) -> None:
-        self.sets = SetReader(features)
+    def __init__(self, sets: Reader, rows: np.ndarray, image_ids: np.ndarray) -> None:
+        self.sets = sets
         self.rows = torch.from_numpy(rows)
         self.image_ids = torch.from_numpy(image_ids)
 
@@ -227,6 +318,20 @@ def _whole(side: Singles) -> Sampler[int]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch  # the data set has already made the batch
+
+
+def _require_ranges(batch_size: int, num_workers: int, relevance: str, memory_gb: float) -> None:
+    faults = []
+    if batch_size < 1:
+        faults.append(f"data.batch_size must be at least 1, found {batch_size}.")
+    if num_workers < 0:
+        faults.append(f"data.num_workers must be 0 or more, found {num_workers}.")
+    if relevance not in RELEVANCES:
+        faults.append(f"data.relevance must be {' or '.join(RELEVANCES)}, found {relevance!r}.")
+    if not (math.isfinite(memory_gb) and memory_gb > 0):
+        faults.append(f"features.memory_gb must be a number above 0, found {memory_gb}.")
+    if faults:
+        raise ConfigError(faults)
 
 
 def _require_count(modality: str, what: str, found: int, expected: int) -> None:

@@ -1,34 +1,30 @@
 """Frozen encoders over photos and captions: into the feature store (resumable), or into memory."""
 
 import logging
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
-from PIL.Image import Image
-from PIL.ImageOps import exif_transpose
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+import torch
 
-from xmodal.data.images import as_rgb, read_image
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, FeatureError
-from xmodal.features.chunks import ChunkedFile
-from xmodal.features.store import FeatureOrigin, FeatureStore
+from xmodal.features.batches import Plan, merging_keys
+from xmodal.features.chunks import ChunkedFile, DamagedChunkError
+from xmodal.features.disk_space import expected_size, require_space
+from xmodal.features.lock import only_one
+from xmodal.features.pipeline import Input, Work, decoding_threads, encode_chunks
+from xmodal.features.precision import precision_in_key, precisions_of_auto, used_precision
+from xmodal.features.progress import showing
+from xmodal.features.shards import Place, Rank
+from xmodal.features.store import FeatureOrigin, FeatureStore, is_complete
 from xmodal.types import RaggedFeatures
 
 log = logging.getLogger(__name__)
 
-Input = Path | str | Image
-FLOAT16_MAX = 65504.0
-_SECONDS_BETWEEN_LINES = 10.0
+_ITEMS = {"image": "photos", "text": "captions"}
 
 
 def extract(
@@ -42,13 +38,17 @@ def extract(
     data_fingerprint: str,
     dtype: str = "float16",
     chunk_size: int = 512,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    precision: str = "auto",
+    device: torch.device | str = "cpu",
+    keys: Sequence[Hashable] | None = None,
     description: str = "features",
 ) -> Path:
     """Encode N items into the store and return the file; at once where the store has it already.
 
-    Finished chunks survive a kill, a full disk or Ctrl-C: the same call continues from them and ends with the same
-    datasets as an uninterrupted run. A second process that wants the same file waits for the first.
+    Equal items are encoded once. Finished chunks survive a kill, a full disk or Ctrl-C: the same call continues from
+    them and ends with the same datasets as an uninterrupted run. A second process that wants the same file waits for
+    the first; processes that torchrun started share the work.
 
     Args:
         encoder: prepared; its ``batch_size`` items are encoded at a time.
@@ -56,198 +56,229 @@ def extract(
         ids: one per input.
         store, data_name, encoder_name: where the file goes and how it is called.
         data_fingerprint: digest of ids and contents of the inputs.
-        dtype: ``float16`` (half the size) or ``float32``.
+        dtype: ``float16`` (half the size) or ``float32``; encoders whose values are whole numbers get ``float32``.
         chunk_size: items between two savings.
-        num_workers: threads that decode photos ahead of the network (0 works with one).
+        num_workers: threads that decode photos ahead of the network; None: one beside a network on the CPU, one per
+            core beside a GPU.
+        precision: in which the network computes: ``float32``, ``bfloat16``, ``float16``; ``auto``: bfloat16 on a GPU
+            that has it, where ``dtype`` is float16, else float32, unless a file is there that it would be on another
+            device. A file that was computed otherwise than asked for is never taken, and never replaced.
+        device: where the encoder is.
+        keys: equal for equal inputs; None: equal captions are equal, and no photos are.
         description: what the progress bar says.
 
     Raises:
-        FeatureError: values that are not finite or too large for ``dtype``, a wrong width or count, or a full disk.
-        ConfigError: a ``dtype`` or ``chunk_size`` out of range.
+        FeatureError: values that are not finite or too large for ``dtype``, a wrong width or count, a full disk, or
+            another rank that failed.
+        ConfigError: a ``dtype``, ``precision`` or ``chunk_size`` out of range.
     """
-    if len(inputs) != len(ids):
-        raise FeatureError(f"{len(inputs)} inputs were given with {len(ids)} ids; each input needs one id.")
-    if chunk_size < 1:
-        raise ConfigError(f"features.chunk_size must be at least 1, found {chunk_size}.")
-    origin = FeatureOrigin(encoder.fingerprint(), data_fingerprint, dtype, encoder.modality)
-    path = store.path(data_name, encoder_name, origin.key)
-    target = ChunkedFile(path, origin, ids, encoder.batch_size, chunk_size)
+    _check_arguments(encoder, inputs, ids, keys, chunk_size)
+    dtype = "float32" if getattr(encoder, "needs_float32", False) else dtype
+    device = torch.device(device)
+    used = used_precision(precision, device, dtype)
+    origin = FeatureOrigin(encoder.fingerprint(), data_fingerprint, dtype, encoder.modality, precision_in_key(used))
+    place = partial(store.path, data_name, encoder_name)
+    merging = merging_keys(inputs, encoder.modality, keys)
+    target = ChunkedFile(place(origin.key), origin, ids, encoder.batch_size, chunk_size, merging, used)
+    if (found := _finished(target, precision, place)) is not None:
+        log.info("Features of %s with %s: %s", data_name, encoder_name, found)
+        return found
+    threads = decoding_threads(num_workers, device, encoder.modality)
+    work = Work(encoder, inputs, ids, target.plan, dtype, used, device, threads)
+    _make(_Extraction(target, work, description, Rank(target.parts, Place.of_this_process())))
+    return target.path
+
+
+def _finished(target: ChunkedFile, precision: str, place: Callable[[str], Path]) -> Path | None:
+    """The file of ``target`` where it is finished; for ``auto``, else one that it would be on another device; or None.
+
+    Args:
+        place: where the file of a key is.
+    """
     if target.is_complete():
         target.clean()  # a run may have been killed between the last rename and the removal of its chunks
-        log.info("Features of %s with %s: %s", data_name, encoder_name, path)
-        return path
-    with _only_one(path):
-        if not target.is_complete():
-            _fill(target, encoder, inputs, num_workers, description)
-    return path
+        return target.path
+    choices = precisions_of_auto(target.origin.dtype) if precision == "auto" else ()
+    for other in choices:
+        origin = replace(target.origin, precision=precision_in_key(other))
+        path = place(origin.key)
+        if other != target.precision and is_complete(path, origin, target.ids, other):
+            log.info(
+                "features.precision=auto takes %s, which was computed in %s; computed now it would be in %s. "
+                "features.precision=%s would make it so.",
+                *(path, other, target.precision, target.precision),
+            )
+            return path
+    return None
 
 
-def encode_all(encoder: Encoder, inputs: Sequence[Input], num_workers: int = 0) -> RaggedFeatures:
-    """Encode items into memory, as float32, storing nothing.
+def encode_all(
+    encoder: Encoder,
+    inputs: Sequence[Input],
+    num_workers: int | None = None,
+    precision: str = "auto",
+    keys: Sequence[Hashable] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    description: str = "",
+) -> RaggedFeatures:
+    """Encode items into memory, as float32, storing nothing. Arguments are those of `extract`.
+
+    Without a ``description`` nothing is said of start and progress.
 
     Raises:
         FeatureError: values that are not finite, or a wrong width or count.
+        ConfigError: a ``precision`` out of range.
     """
-    batches = _encoded(encoder, inputs, range(len(inputs)), num_workers)
-    sets = [features for batch in batches for features in batch]
-    if not sets:
+    _check_arguments(encoder, inputs, inputs, keys)
+    device = torch.device(device)
+    used = used_precision(precision, device, "float32")
+    if not inputs:
         return RaggedFeatures(np.zeros((0, encoder.feature_dim), np.float32), np.zeros(1, np.int64))
-    return RaggedFeatures.from_sets(sets)
+    plan = Plan.of(merging_keys(inputs, encoder.modality, keys), encoder.batch_size, len(inputs) + encoder.batch_size)
+    threads = decoding_threads(num_workers, device, encoder.modality)
+    work = Work(encoder, inputs, range(len(inputs)), plan, "float32", used, device, threads)
+    if description:
+        size = expected_size(encoder, inputs, "float32")
+        log.info("Encoding %s into memory, storing nothing: %s", description, _amount(work, size.stated("in memory")))
+    made: list[RaggedFeatures] = []
+    with showing(description, len(inputs), 0) as advance:
+        encode_chunks(work, [0], lambda _, sets: made.append(sets), advance if description else lambda _: None)
+    [distinct] = made
+    return distinct if len(distinct) == len(inputs) else distinct.select(plan.codes)
 
 
-def _fill(target: ChunkedFile, encoder: Encoder, inputs: Sequence[Input], num_workers: int, description: str) -> None:
-    missing = target.missing()
-    spans = target.spans
-    done = len(inputs) - sum(spans[number][1] - spans[number][0] for number in missing)
-    log.info("Extracting %s into %s (%d of %d already done)", description, target.path, done, len(inputs))
-    with _progress(description, len(inputs), done) as advance:
-        for number in missing:
-            start, end = spans[number]
-            ids = target.ids[start:end]
-            sets = []
-            for batch in _encoded(encoder, inputs[start:end], ids, num_workers, target.origin.dtype):
-                sets += batch
-                advance(len(batch))
-            target.write(number, RaggedFeatures.from_sets(sets, target.origin.dtype))
-    target.merge(encoder.feature_dim)
-
-
-def _encoded(
+def _check_arguments(
     encoder: Encoder,
     inputs: Sequence[Input],
-    ids: Sequence[int | str],
-    num_workers: int,
-    dtype: str = "float32",
-) -> Iterator[list[np.ndarray]]:
-    """The checked sets of each batch of ``encoder.batch_size`` inputs."""
-    batches = [inputs[start : start + encoder.batch_size] for start in range(0, len(inputs), encoder.batch_size)]
-
-    def load(batch: Sequence[Input]) -> list[Any]:
-        return [encoder.preprocess(_opened(item, encoder.modality)) for item in batch]
-
-    for number, loaded in enumerate(_ahead(load, batches, num_workers)):
-        sets = [features.numpy() for features in encoder.encode(loaded)]
-        first = number * encoder.batch_size
-        _check_sets(sets, ids[first : first + len(loaded)], encoder, dtype)
-        yield sets
-
-
-def _opened(item: Input, modality: str) -> Image | str:
-    """What ``Encoder.preprocess`` expects: a sentence, or a photo in RGB."""
-    if modality == "text":
-        if not isinstance(item, str):
-            raise FeatureError(f"A text encoder encodes sentences (str), found {type(item).__name__}.")
-        return item
-    return as_rgb(exif_transpose(item)) if isinstance(item, Image) else read_image(Path(item))
-
-
-def _ahead(
-    load: Callable[[Sequence[Input]], list[Any]], batches: list[Sequence[Input]], num_workers: int
-) -> Iterator[list[Any]]:
-    """Loaded batches in order, decoded by threads while the network works on earlier ones (PIL releases the GIL)."""
-    workers = max(1, num_workers)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[list[Any]]] = deque()
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(load, batch))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_sets(sets: list[np.ndarray], ids: Sequence[int | str], encoder: Encoder, dtype: str) -> None:
-    name = type(encoder).__name__
-    if len(sets) != len(ids):
-        raise FeatureError(f"{name} gave {len(sets)} sets for a batch of {len(ids)} items.")
-    for item, features in zip(ids, sets, strict=True):
-        if features.ndim != 2 or features.shape[1] != encoder.feature_dim:
+    ids: Sequence[object],
+    keys: Sequence[Hashable] | None,
+    chunk_size: int = 1,
+) -> None:
+    for name, given in {"ids": ids, "keys": keys}.items():
+        if given is not None and len(given) != len(inputs):
             raise FeatureError(
-                f"{name} gave features of shape {features.shape} for item {item!r}; "
-                f"expected (n, {encoder.feature_dim})."
+                f"{len(inputs)} inputs were given with {len(given)} {name}; each input needs one {name[:-1]}."
             )
-    _check_range(sets, ids, name, dtype)
+    if chunk_size < 1:
+        raise ConfigError(f"features.{encoder.modality}_chunk_size must be at least 1, found {chunk_size}.")
 
 
-def _check_range(sets: list[np.ndarray], ids: Sequence[int | str], name: str, dtype: str) -> None:
-    largest = [np.abs(features).max(initial=0.0) for features in sets]  # NaN and infinity stay what they are
-    wrong = [repr(item) for item, value in zip(ids, largest, strict=True) if not np.isfinite(value)]
-    if wrong:
-        raise FeatureError(
-            f"{name} gave NaN or infinite features for {len(wrong)} of the {len(ids)} items of a batch, the first "
-            f"being {', '.join(wrong[:5])}. Look at these items and at the encoder's weights; no vector of this batch "
-            "was stored."
+@dataclass(frozen=True)
+class _Extraction:
+    """A file to be made, by this process or by several."""
+
+    target: ChunkedFile
+    work: Work
+    description: str
+    rank: Rank
+
+
+def _make(extraction: _Extraction) -> None:
+    target, rank = extraction.target, extraction.rank
+    if rank.place.rank == 0:
+        with only_one(target.path):
+            target.remove_temporaries()  # before other ranks start: they wait until rank 0 is at work
+            if not target.is_complete():
+                with rank.at_work():
+                    _lead(extraction)
+        return
+    complete = _looking_for(target)
+    rank.wait(lambda: complete() or rank.leader_is_at_work(), "rank 0 to start")
+    if not complete():
+        with rank.at_work():
+            _encode(extraction, rank.place.share(target.missing()))
+            log.info("%s has made its chunks of %s; waiting for rank 0 to merge them.", rank.place, target.path)
+            rank.wait(complete, "rank 0 to merge the chunks")
+
+
+def _lead(extraction: _Extraction) -> None:
+    """Make the chunks of rank 0, wait for those of the others, and join all."""
+    target, rank = extraction.target, extraction.rank
+    _announce(extraction)
+    missing = target.missing()
+    _encode(extraction, rank.place.share(missing))
+    others = [number for number in missing if number % rank.place.world != rank.place.rank]
+    rank.wait(lambda: _all_there(target, others), "the chunks of other ranks")
+    _merge(extraction)
+
+
+def _announce(extraction: _Extraction) -> None:
+    """Say what will be done and how large it will be; refuse where it can't fit."""
+    target, work, plan = extraction.target, extraction.work, extraction.target.plan
+    expected = expected_size(work.encoder, work.inputs, work.dtype)
+    missing = target.missing()
+    remaining = sum(plan.spans[number][1] - plan.spans[number][0] for number in missing)
+    done = len(work.inputs) - sum(plan.items_of(number) for number in missing)
+    log.info(
+        "Extracting %s into %s: %s (%d of %d already done)",
+        *(extraction.description, target.path, _amount(work, str(expected)), done, len(work.inputs)),
+    )
+    if useless := target.useless():
+        log.warning(
+            "%d chunks in %s are damaged, or were made with another batch size, chunk size, precision or version: they "
+            "are not used, and made again.",
+            *(useless, target.parts),
         )
-    large = [(value, item) for item, value in zip(ids, largest, strict=True) if value > FLOAT16_MAX]
-    if dtype == "float16" and large:
-        value, item = large[0]
-        raise FeatureError(
-            f"{name} gave the feature value {value:.6g} for item {item!r}; float16 ends at {FLOAT16_MAX:.0f}. "
-            "Set features.dtype=float32."
-        )
+    require_space(target.path.parent, expected, remaining / max(1, len(work.inputs)))
 
 
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold the right to write ``path``; the operating system takes it back from a process that dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another process is extracting %s; waiting for it.", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _amount(work: Work, size: str) -> str:
+    """``3 captions, 2 of them distinct, at most 84 bytes on disk, computed in float32``."""
+    items, distinct = _ITEMS[work.encoder.modality], len(work.plan.first)
+    return f"{len(work.inputs)} {items}, {distinct} of them distinct, {size}, computed in {work.precision}"
 
 
-@contextmanager
-def _progress(description: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and remaining time on a terminal, else a log line every ten seconds."""
-    if sys.stderr.isatty():
-        with _bar(description, total, done) as advance:
-            yield advance
-    else:
-        yield _LoggedProgress(description, total, done)
+def _encode(extraction: _Extraction, numbers: Sequence[int]) -> None:
+    """Make these chunks."""
+    target, work, rank = extraction.target, extraction.work, extraction.rank
+    alone = rank.place.world == 1
+    total = len(work.inputs) if alone else sum(target.plan.items_of(number) for number in numbers)
+    done = total - sum(target.plan.items_of(number) for number in numbers)
+    title = extraction.description if alone else f"{extraction.description} ({rank.place})"
+    with showing(title, total, done, bar=alone) as advance:
+
+        def step(count: int) -> None:
+            rank.beat()
+            advance(count)
+
+        encode_chunks(work, numbers, target.write, step)
 
 
-@contextmanager
-def _bar(description: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task: TaskID = progress.add_task(description, total=total, completed=done, rate="")
-        start, encoded = time.monotonic(), 0
-
-        def advance(count: int) -> None:
-            nonlocal encoded
-            encoded += count
-            rate = encoded / max(1e-6, time.monotonic() - start)
-            progress.update(task, advance=count, rate=f"{rate:.1f}/s")
-
-        yield advance
-
-
-class _LoggedProgress:
-    """Called with the number of items that were just encoded; logs rate and remaining time now and then."""
-
-    def __init__(self, description: str, total: int, done: int) -> None:
-        self.description = description
-        self.total = total
-        self.done = done
-        self.before = done
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.last < _SECONDS_BETWEEN_LINES and self.done < self.total:
+def _merge(extraction: _Extraction) -> None:
+    """Join the chunks; one that the disk has damaged since is made anew, once."""
+    target, work = extraction.target, extraction.work
+    renewed: set[int] = set()
+    while True:
+        try:
+            target.merge(work.encoder.feature_dim, extraction.rank.beat)
             return
-        self.last = now
-        rate = (self.done - self.before) / max(1e-6, now - self.start)
-        left = (self.total - self.done) / rate
-        log.info("%s: %d of %d, %.1f/s, %.0f s left", self.description, self.done, self.total, rate, left)
+        except DamagedChunkError as error:
+            if error.number in renewed:
+                raise
+            log.warning("%s Making it anew now.", error)
+            renewed.add(error.number)
+            encode_chunks(work, [error.number], target.write, lambda _: extraction.rank.beat())
+
+
+def _all_there(target: ChunkedFile, numbers: Iterable[int]) -> bool:
+    return all(target.has(number) for number in numbers)
+
+
+def _looking_for(target: ChunkedFile) -> Callable[[], bool]:
+    """Whether the final file is complete; looked into only when it has changed."""
+    seen: tuple[int, int] | None = None
+    found = False
+
+    def complete() -> bool:
+        nonlocal seen, found
+        try:
+            status = target.path.stat()
+        except OSError:
+            return False
+        if (status.st_ino, status.st_mtime_ns) != seen:
+            seen = (status.st_ino, status.st_mtime_ns)
+            found = target.is_complete()
+        return found
+
+    return complete

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import logging
+import math
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +18,15 @@ import numpy as np
 
 from xmodal import __version__
 from xmodal.errors import ConfigError, FeatureError
+from xmodal.features.hdf5_writing import READ_ERRORS, create_texts, pieces, read_attributes, write_attributes
 from xmodal.types import RaggedFeatures
 
 ENCODING = 1  # to be raised when an encoder comes to give other vectors for the same parameters and weights
 DTYPES = ("float16", "float32")
+_CACHE_BYTES = 2**21  # of checked pieces of a file that HDF5 keeps for the next read, per dataset
+_PAGES_FROM = 2**20  # bytes of an array that gets pages of its own
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,14 @@ class FeatureOrigin:
         data_fingerprint: digest of the ids and the content of the encoded items.
         dtype: ``float16`` or ``float32``, how the values are stored.
         modality: ``image`` or ``text``; no part of the key, which the encoder's class makes differ.
+        precision: of the encoder's arithmetic where that is half (``bfloat16``, ``float16``), else "".
     """
 
     encoder: dict[str, Any]
     data_fingerprint: str
     dtype: str = "float16"
     modality: str = ""
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -47,8 +58,9 @@ class FeatureOrigin:
 
     @property
     def key(self) -> str:
-        """First 16 hex digits of the SHA-256 over encoder, data and dtype."""
-        text = json.dumps([ENCODING, self.encoder_json, self.data_fingerprint, self.dtype])
+        """First 16 hex digits of the SHA-256 over encoder, data, dtype and a half precision."""
+        half = [self.precision] if self.precision else []
+        text = json.dumps([ENCODING, self.encoder_json, self.data_fingerprint, self.dtype, *half])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def attributes(self) -> dict[str, str]:
@@ -60,6 +72,7 @@ class FeatureOrigin:
             "data_fingerprint": self.data_fingerprint,
             "dtype": self.dtype,
             "modality": self.modality,
+            "precision": self.precision,
             "key": self.key,
             "xmodal_version": __version__,
         }
@@ -87,9 +100,12 @@ class FeatureStore:
 
 
 class FeatureFile:
-    """N ragged sets in HDF5: ``values`` (T, D), ``offsets`` (N + 1), ``ids`` (N).
+    """N ragged sets in HDF5: ``values`` (T, D), ``offsets`` (N + 1), ``ids`` (N); a `FeatureSource` on disk.
 
-    The file is opened when first read and once per process: an open HDF5 handle does not survive a fork.
+    Where the file has ``codes`` (T,), ``values`` is a table (V, D) and vector t is its row ``codes[t]``.
+
+    The file is opened when first read and once per process: an open HDF5 handle does not survive a fork. Every method
+    that reads raises FeatureError where the file is absent or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +118,7 @@ class FeatureFile:
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Set ``row`` (n, D), read from disk."""
-        return self._file()["values"][self.offsets[row] : self.offsets[row + 1]]
+        return self.select(np.array([row]))[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_handle": None, "_process": -1}
@@ -110,39 +126,94 @@ class FeatureFile:
     @cached_property
     def offsets(self) -> np.ndarray:
         """Where each set starts and the last ends: (N + 1,) int64."""
-        return self._file()["offsets"][:]
+        with self._read("offsets") as offsets:
+            return offsets[:]
 
     @cached_property
     def ids(self) -> list[int] | list[str]:
         """The id of each set."""
-        ids = self._file()["ids"]
-        return ids.asstr()[:].tolist() if h5py.check_string_dtype(ids.dtype) else ids[:].tolist()
+        with self._read("ids") as ids:
+            return ids.asstr()[:].tolist() if h5py.check_string_dtype(ids.dtype) else ids[:].tolist()
+
+    @cached_property
+    def table(self) -> np.ndarray | None:
+        """The distinct vectors (V, D) that codes stand for; None where every vector is stored by itself."""
+        if not self.is_coded:
+            return None
+        with self._read("values") as values:
+            return values[:]
 
     @property
+    def is_coded(self) -> bool:
+        """Whether the file holds a table of distinct vectors, and codes."""
+        with self._reading("the list of its arrays") as file:
+            return "codes" in file
+
+    @cached_property
     def feature_dim(self) -> int:
-        return self._file()["values"].shape[1]
+        """Width D."""
+        with self._read("values") as values:
+            return values.shape[1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of vectors of each set: (N,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def vector_bytes(self) -> int:
+        """Bytes that one vector of a set takes as it is stored: those of its code where there are codes."""
+        with self._read("codes" if self.is_coded else "values") as stored:
+            return stored.dtype.itemsize * (1 if self.is_coded else stored.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory once `read`."""
+        with self._read("values") as values:
+            table = values.size * values.dtype.itemsize if self.is_coded else 0
+        return int(self.offsets[-1]) * self.vector_bytes + table + self.offsets.nbytes
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What made the file: encoder (JSON), weights and data digests, dtype, key, xmodal_version, complete."""
-        return dict(self._file().attrs)
+        with self._reading("its description") as file:
+            return read_attributes(file)
+
+    @property
+    def computed_in(self) -> str:
+        """In which floating-point format the encoder computed; older files don't say, and are of float32."""
+        return str(self.attributes.get("computed_in", "float32"))
 
     @property
     def origin(self) -> FeatureOrigin:
         """What made the file, as recorded in it."""
-        found = self.attributes
-        made_by, modality = json.loads(found["encoder"]), found.get("modality", "")
-        return FeatureOrigin(made_by, found["data_fingerprint"], found["dtype"], modality)
+        with self._reading("what made it"):
+            found = self.attributes
+            made_by, others = json.loads(found["encoder"]), [found.get(name, "") for name in ("modality", "precision")]
+            return FeatureOrigin(made_by, found["data_fingerprint"], found["dtype"], *others)
 
     def select(self, rows: np.ndarray) -> RaggedFeatures:
-        """The sets of ``rows``, in that order, read from disk one by one."""
-        if len(rows) == 0:
-            return RaggedFeatures(self._file()["values"][:0], np.zeros(1, dtype=np.int64))
-        return RaggedFeatures.from_sets([self[int(row)] for row in rows], self.attributes["dtype"])
+        """The sets of ``rows``, in that order, read from disk: neighbours among rising rows in one go.
+
+        Rows in another order, or repeated, are read in rising order first, which takes twice the memory.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if (np.diff(rows) > 0).all():
+            return self._rising(rows)
+        rising, places = np.unique(rows, return_inverse=True)
+        return self._rising(rising).select(places)
+
+    def blocks(self, budget_bytes: int) -> Iterator[tuple[np.ndarray, RaggedFeatures]]:
+        """All sets in order, a piece at a time: their rows, and the sets.
+
+        A piece takes at most ``budget_bytes`` (a table of distinct vectors not counted), or is a single larger set.
+        """
+        for rows in cut(np.arange(len(self)), self.lengths * self.vector_bytes, budget_bytes):
+            yield rows, self.select(rows)
 
     def read(self) -> RaggedFeatures:
         """All sets, in memory."""
-        return RaggedFeatures(self._file()["values"][:], self.offsets)
+        return self._rising(np.arange(len(self)))
 
     def close(self) -> None:
         """Close the handle of this process; the next read opens another."""
@@ -151,13 +222,32 @@ class FeatureFile:
         self._handle = None
 
     def verify(self) -> None:
-        """Raise FeatureError unless the file is complete and agrees with itself and with the key it carries."""
-        fault = self._fault()
+        """Raise FeatureError unless the file is complete and agrees with itself and with the key it carries.
+
+        Vectors are not read: `xmodal features verify` looks at them too.
+        """
+        try:
+            with self._reading("its form"):
+                fault = self._fault()
+        except FeatureError:
+            self.close()
+            raise
         if fault:
             self.close()
             raise FeatureError(
                 f"{self.path} is no complete file of features: {fault}. Delete it and run again: it will be made anew."
             )
+
+    def _rising(self, rows: np.ndarray) -> RaggedFeatures:
+        """The sets of strictly rising rows."""
+        offsets = np.concatenate([[0], np.cumsum(self.offsets[rows + 1] - self.offsets[rows])]).astype(np.int64)
+        with self._read("codes" if self.is_coded else "values") as stored:
+            found = _array((int(offsets[-1]), *stored.shape[1:]), stored.dtype)
+            for first, last in _runs(rows):
+                source = slice(int(self.offsets[rows[first]]), int(self.offsets[rows[last] + 1]))
+                if source.stop > source.start:
+                    stored.read_direct(found, source, slice(int(offsets[first]), int(offsets[last + 1])))
+        return RaggedFeatures(found, offsets) if self.table is None else RaggedFeatures(self.table, offsets, found)
 
     def _fault(self) -> str | None:
         file = self._file()
@@ -167,9 +257,29 @@ class FeatureFile:
             return f"it lacks {', '.join(absent)}"
         if not file.attrs.get("complete", False):
             return "it isn't marked complete"
-        if self.origin.key != file.attrs["key"]:
-            return f"its key is {file.attrs['key']}, but what it says made it has the key {self.origin.key}"
-        return _shape_fault(file["values"], self.offsets, file["ids"])
+        found = self.attributes
+        if self.origin.key != found["key"]:
+            return f"its key is {found['key']}, but what it says made it has the key {self.origin.key}"
+        if file["values"].dtype != np.dtype(found["dtype"]):
+            return f"it says that its values are {found['dtype']}, but they are {file['values'].dtype}"
+        return _shape_fault(file, self.offsets)
+
+    @contextmanager
+    def _read(self, name: str) -> Iterator[h5py.Dataset]:
+        """A dataset to read from."""
+        with self._reading(repr(name)) as file:
+            yield file[name]
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[h5py.File]:
+        """The open file; what comes of reading a damaged one becomes a FeatureError."""
+        try:
+            yield self._file()
+        except READ_ERRORS as error:
+            raise FeatureError(
+                f"{what} in {self.path} can't be read ({error}). The file is damaged: `xmodal features verify` tells "
+                "where. Delete it and run again: it will be made anew."
+            ) from error
 
     def _file(self) -> h5py.File:
         if self._handle is None or self._process != os.getpid():
@@ -178,8 +288,8 @@ class FeatureFile:
                     f"There is no feature file {self.path}. Make it with `xmodal extract` or `train.py`."
                 )
             try:
-                self._handle = h5py.File(self.path, "r")
-            except OSError as error:
+                self._handle = h5py.File(self.path, "r", rdcc_nbytes=_CACHE_BYTES)
+            except READ_ERRORS as error:
                 raise FeatureError(
                     f"{self.path} can't be opened as HDF5 ({error}). Delete it and run again."
                 ) from error
@@ -187,22 +297,94 @@ class FeatureFile:
         return self._handle
 
 
-def _shape_fault(values: h5py.Dataset, offsets: np.ndarray, ids: h5py.Dataset) -> str | None:
+def cut(rows: np.ndarray, sizes: np.ndarray, limit: int) -> list[np.ndarray]:
+    """``rows`` in pieces whose sizes (one per row) add up to at most ``limit``, or are of one larger row.
+
+    Greedy: a piece takes all that fits.
+    """
+    ends = np.cumsum(sizes)
+    pieces, start = [], 0
+    while start < len(rows):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        pieces.append(rows[start:stop])
+        start = stop
+    return pieces
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array; a large one in pages that go back to the system at once when it is dropped.
+
+    What the C library's allocator gets back it keeps, up to twice 32 MiB: too much where memory is budgeted.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _PAGES_FROM or not hasattr(mmap, "MAP_PRIVATE"):
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Places of the first and the last of neighbours that lie side by side among rising rows."""
+    if len(rows):
+        breaks = np.flatnonzero(np.diff(rows) != 1)
+        firsts, lasts = np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(rows) - 1]])
+        yield from zip(firsts.tolist(), lasts.tolist(), strict=True)
+
+
+def _shape_fault(file: h5py.File, offsets: np.ndarray) -> str | None:
+    values, ids = file["values"], file["ids"]
+    vectors = file.get("codes", values)
     if values.ndim != 2 or offsets.ndim != 1 or values.dtype.name not in DTYPES:
         return f"expected values (T, D) and offsets (N + 1), found {values.dtype} {values.shape} and {offsets.shape}"
-    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
-        return f"its offsets don't rise from 0 to the {len(values)} vectors it holds"
+    if "codes" in file and (vectors.ndim != 1 or vectors.dtype.kind != "u"):
+        return f"expected codes (T,) of an unsigned type, found {vectors.dtype} {vectors.shape}"
+    if not rises_to(offsets, len(vectors)):
+        return f"its offsets don't rise from 0 to the {len(vectors)} vectors it holds"
     if len(ids) != len(offsets) - 1:
         return f"it has {len(ids)} ids for {len(offsets) - 1} sets"
     return None
 
 
+def rises_to(offsets: np.ndarray, count: int) -> bool:
+    """Whether these are offsets of sets of ``count`` vectors in all: from 0, never falling, to ``count``."""
+    rises = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == count and (np.diff(offsets) >= 0).all()
+    return bool(rises)
+
+
 def finish_file(file: h5py.File, origin: FeatureOrigin, ids: Sequence[int | str], offsets: np.ndarray) -> None:
     """Add all that a file needs beside its ``values``; the mark of completeness comes last."""
-    file.create_dataset("offsets", data=offsets.astype(np.int64))
-    file.create_dataset("ids", data=stored_ids(ids), dtype=None if _all_integers(ids) else h5py.string_dtype())
-    file.attrs.update(origin.attributes())
+    file.create_dataset("offsets", data=offsets.astype(np.int64), **pieces(len(offsets)))
+    if _all_integers(ids):
+        file.create_dataset("ids", data=stored_ids(ids), **pieces(len(ids)))
+    else:
+        create_texts(file, "ids", [str(one) for one in ids])
+    write_attributes(file, origin.attributes())
     file.attrs["complete"] = True
+
+
+def is_complete(path: Path, origin: FeatureOrigin, ids: Sequence[int | str], computed_in: str = "") -> bool:
+    """Whether a good file of this origin and these items is there; a bad one is reported and will be replaced.
+
+    Where ``computed_in`` is given, a file that was computed in another format is no good one.
+    """
+    if not path.exists():
+        return False
+    file = FeatureFile(path)
+    try:
+        file.verify()
+        same = file.attributes["key"] == origin.key and file.ids == stored_ids(ids)
+        if same and computed_in not in ("", file.computed_in):
+            log.warning("%s was computed in %s, not in %s; making it again.", path, file.computed_in, computed_in)
+            return False
+    except FeatureError as error:
+        log.warning("%s Making it again now.", error)
+        return False
+    finally:
+        file.close()
+    if not same:
+        log.warning("%s holds the features of other items; making it again.", path)
+    return same
 
 
 def stored_ids(ids: Sequence[int | str]) -> list[int] | list[str]:
