@@ -1,12 +1,15 @@
 """From a configuration to a model, the same way for a new run and for a saved one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from xmodal.models.dual_encoder import DualEncoder
+
+_SETTINGS = ("similarity", "monitor", "tail_lr_factor", "unfreeze_epoch")
 
 
 def with_feature_widths(cfg: DictConfig, image_dim: int, text_dim: int) -> DictConfig:
@@ -19,6 +22,12 @@ def with_feature_widths(cfg: DictConfig, image_dim: int, text_dim: int) -> DictC
     return filled
 
 
+def optimizer_of(model: DictConfig) -> Callable[..., Optimizer]:
+    """What makes the optimizer when given parameters; the model itself sees to the learning rate of the tails."""
+    own = {key: value for key, value in model.optimizer.items() if key != "tail_lr_factor"}
+    return instantiate(OmegaConf.create(own))
+
+
 def build_model(cfg: DictConfig | Mapping[str, Any]) -> DualEncoder:
     """The model that a configuration with filled-in widths describes, with freshly initialised parameters.
 
@@ -26,7 +35,8 @@ def build_model(cfg: DictConfig | Mapping[str, Any]) -> DualEncoder:
         ConfigError: a parameter out of its range.
     """
     node = cfg.model if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg["model"]))
-    parts = {name: instantiate(node[name]) for name in ("image_tower", "text_tower", "loss", "optimizer")}
+    parts = {name: instantiate(node[name]) for name in ("image_tower", "text_tower", "loss")}
+    parts["optimizer"] = optimizer_of(node)
     scheduler = instantiate(node.scheduler) if node.get("scheduler") and node.scheduler.get("_target_") else None
-    settings = {name: node[name] for name in ("similarity", "monitor") if name in node}
+    settings = {name: node[name] for name in _SETTINGS if name in node}
     return instantiate({"_target_": node["_target_"], **settings}, **parts, scheduler=scheduler)

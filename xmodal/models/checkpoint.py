@@ -10,6 +10,7 @@ from xmodal.errors import DataError
 from xmodal.models.build import build_model
 from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 from xmodal.models.query_encoders import QueryEncoders
+from xmodal.models.tails import attach, tails_of
 
 
 def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -44,12 +45,17 @@ def _reason(path: Path) -> str:
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEncoder:
     """The trained model of a checkpoint, in evaluation mode, ready for `encode_images` and `encode_texts`.
 
+    Encoders with trainable layers are restored at once, for the model's tails are made from them; others when they are
+    first used.
+
     Raises:
         DataError: see `read`.
+        WeightsError: an encoder with trainable layers is not to be had, or not the one that was trained.
     """
     content = read(path, map_location)
     encoders = QueryEncoders.from_checkpoint(content[CHECKPOINT_KEY])
     model = build_model(encoders.config)
+    attach(model, tails_of({side: encoders.encoder(side) for side in encoders.fine_tuned}))
     model.load_state_dict(content["state_dict"])
     model.encoders = encoders
     return model.to(map_location).eval()

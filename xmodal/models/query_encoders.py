@@ -43,7 +43,7 @@ class QueryEncoders:
         self._fingerprints = dict(fingerprints or {})
         for modality, encoder in self._prepared.items():
             self._states[modality] = encoder.state()
-            self._fingerprints[modality] = _canonical(encoder.fingerprint())
+            self._fingerprints[modality] = canonical(encoder.fingerprint())
 
     @classmethod
     def from_checkpoint(cls, content: dict[str, Any]) -> "QueryEncoders":
@@ -59,13 +59,19 @@ class QueryEncoders:
             "fingerprints": self._fingerprints,
         }
 
+    @property
+    def fine_tuned(self) -> list[Modality]:
+        """The sides whose encoders have trainable layers, which the model holds as tails of its towers."""
+        sides: tuple[Modality, ...] = ("image", "text")
+        return [side for side in sides if self.config[f"{side}_encoder"].get("trainable_layers", 0) != 0]
+
     def image_features(self, images: Sequence[str | Path | Image]) -> RaggedFeatures:
-        """Features of photos given as files or PIL images."""
+        """Features of photos given as files or PIL images; of an encoder with trainable layers, those at its cut."""
         paths_or_pictures = [Path(image) if isinstance(image, str) else image for image in images]
         return encode_all(self.encoder("image"), paths_or_pictures)
 
     def text_features(self, texts: Sequence[str]) -> RaggedFeatures:
-        """Features of sentences."""
+        """Features of sentences; of an encoder with trainable layers, those at its cut."""
         return encode_all(self.encoder("text"), list(texts))
 
     def encoder(self, modality: Modality) -> Encoder:
@@ -98,7 +104,7 @@ class QueryEncoders:
 
     def _compare(self, modality: Modality, encoder: Encoder) -> None:
         expected = self._fingerprints.get(modality)
-        found = _canonical(encoder.fingerprint())
+        found = canonical(encoder.fingerprint())
         if expected is not None and found != expected:
             raise WeightsError(
                 f"The {modality} encoder found here is not the one this model was trained with, so its embeddings "
@@ -106,6 +112,8 @@ class QueryEncoders:
                 "Restore the weights it names, or train again."
             )
         width = self.config[f"{modality}_aggregator"]["feature_dim"]
+        if modality in self.fine_tuned:  # the width behind the tail; its parameters are compared when they are loaded
+            return
         if encoder.feature_dim != width:
             raise FeatureError(
                 f"{modality}_encoder.made_by: the encoder gives vectors of width {encoder.feature_dim}, but the "
@@ -113,5 +121,6 @@ class QueryEncoders:
             )
 
 
-def _canonical(fingerprint: dict[str, Any]) -> str:
+def canonical(fingerprint: dict[str, Any]) -> str:
+    """A fingerprint as a string that equal ones have in common; JSON."""
     return json.dumps(fingerprint, sort_keys=True, default=str)
