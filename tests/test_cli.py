@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -65,7 +66,12 @@ def test_the_installed_command_tells_its_version(tmp_path: Path) -> None:
 
 
 def test_help_names_the_commands_and_does_not_import_torch(tmp_path: Path) -> None:
-    for arguments, expected in (("--help",), "compute features ahead of training"), (("extract", "-h"), "overrides"):
+    said = {
+        ("--help",): "compute features ahead of training",
+        ("extract", "-h"): "overrides",
+        ("features", "-h"): "verify",
+    }
+    for arguments, expected in said.items():
         code = f"import sys; from xmodal.cli import main\ntry: main({list(arguments)!r})\nfinally: print(*sys.modules)"
         done = run("-c", code, folder=tmp_path)
         assert done.returncode == 0
@@ -125,11 +131,12 @@ def test_several_values_are_refused(xmodal: Command, tmp_path: Path) -> None:
 def test_features_made_ahead_are_reused_by_training(python: Command, xmodal: Command, tmp_path: Path) -> None:
     first = xmodal("extract", *SMALL, folder=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert last_lines(first)[0].startswith("image: 10 sets, ")
-    assert last_lines(first)[0].endswith(" vectors of width 1024")
-    assert last_lines(first)[1].startswith("text: 50 sets, ")
     made = feature_files(tmp_path)
     assert len(made) == 2
+    for line, side, count, width in zip(last_lines(first), ("image", "text"), (10, 50), (1024, 100), strict=True):
+        found = re.fullmatch(rf"{side}: {count} items, [\d,]+ vectors of width {width}, [\d.]+ \w+ in (.*)", line)
+        assert found, line
+        assert Path(found[1]).name in made
 
     again = xmodal("extract", *SMALL, folder=tmp_path)
     assert last_lines(again) == last_lines(first)

@@ -58,6 +58,9 @@ MISSPELT = [
     ("margin=0.1", "Did you mean 'loss.margin'?"),
     ("max_epochs=3", "Did you mean 'trainer.max_epochs'?"),
     ("trainer.max_epoch=3", "Did you mean 'trainer.max_epochs'?"),
+    ("features.chunk_size=9", "Did you mean 'features.text_chunk_size' or 'features.image_chunk_size'?"),
+    ("unfreez_epoch=2", "Did you mean 'unfreeze_epoch'?"),
+    ("tail_lr_factor=0.5", "or 'optimizer.tail_lr_factor'?"),
     ("optimiser=sgd", "there is no key 'optimiser'. Did you mean 'optimizer'?"),
     ("optimiser.lr=0.1", "Did you mean 'optimizer.lr'?"),
     ("model.image_tower.projection.num_layer=2", "Did you mean 'model.image_tower.projection.num_layers'?"),
@@ -130,6 +133,18 @@ MISTYPED = [
     ("optimizer.lr=fast", "expected a number of at least 0, found 'fast'"),
     ("optimizer.betas=0.9", "expected a list"),
     ("features.dtype=float61", "Did you mean 'float16'"),
+    ("features.precision=float61", "Did you mean 'float16'"),
+    ("features.image_chunk_size=0", "at least 1, found 0"),
+    ("features.text_chunk_size=many", "expected a whole number of at least 1, found 'many'"),
+    ("features.num_workers=-1", "expected a whole number of at least 0 or null, found -1"),
+    ("features.memory_gb=0", "expected a number of gigabytes above 0, found 0"),
+    ("features.pool_once=1", "expected true or false, found 1"),
+    ("augmentation.min_scale=2", "expected a share of the photo's area in (0, 1], found 2"),
+    ("augmentation.flip=1.5", "expected a probability from 0 to 1, found 1.5"),
+    ("optimizer.tail_lr_factor=-1", "expected a number of at least 0, found -1"),
+    ("unfreeze_epoch=-2", "expected a whole number of at least 0, found -2"),
+    ("image_encoder.trainable_layers=al", "expected one of all or a whole number, found 'al'. Did you mean 'all'?"),
+    ("text_encoder.trainable_layers=-3", "expected a number of layers of at least 0, or all; found -3"),
     ("trainer.precision=32-tru", "Did you mean '32-true'"),
     ("test=1", "expected true or false, found 1"),
     ("name=2024", "Quote a number that is text"),
@@ -174,6 +189,8 @@ def test_what_an_interpolation_repeats_is_not_a_second_fault() -> None:
         ["trainer.devices=auto", "trainer.limit_train_batches=0.5", "trainer.gradient_clip_val=null", "scheduler=none"],
         ["trainer.devices=[0,1]", "trainer.limit_train_batches=3", "trainer.precision=bf16-mixed", "scheduler=plateau"],
         ["text_encoder.vectors=null", "logger=none", "debug=fast", "optimizer.lr=${loss.margin}", "optimizer=sgd"],
+        ["image_encoder.trainable_layers=all", "text_encoder.trainable_layers=2", "unfreeze_epoch=3", "trainer=cpu"],
+        ["features.num_workers=null", "features.memory_gb=0.5", "features.pool_once=false"],
         ["data.splits.val=[train]", "callbacks.learning_rate=null", "debug=overfit", "logger=csv", "trainer=cpu"],
     ],
 )
@@ -184,6 +201,61 @@ def test_right_values_pass(argv: list[str]) -> None:
 def test_an_interpolation_to_nowhere_is_a_fault() -> None:
     found = faults("optimizer.lr=${los.margin}")
     assert any("optimizer.lr" in fault and "los.margin" in fault for fault in found), found
+
+
+TUNED = ("text_encoder.trainable_layers=1", "unfreeze_epoch=2")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["trainer=ddp"],
+        ["trainer.strategy=ddp_spawn"],
+        ["trainer.devices=2"],
+        ["trainer.devices=[0,1]"],
+        ["trainer.devices='2'"],
+        ["trainer.devices='0,1'"],
+        ["trainer.num_nodes=2"],
+        ["trainer.devices=auto"],
+        ["trainer.devices=-1", "trainer.accelerator=gpu"],
+    ],
+    ids=" ".join,
+)
+def test_unfreezing_needs_a_strategy_that_expects_parameters_without_gradients(settings: list[str]) -> None:
+    (found,) = faults(*settings, *TUNED)
+    assert found.startswith("unfreeze_epoch=2: until then trainable layers have no gradients")
+    assert "trainer.strategy=ddp_find_unused_parameters_true" in found
+    assert faults(*settings, TUNED[0]) == faults(*settings, TUNED[1]) == ()
+    assert faults(*settings, *TUNED, "trainer.strategy=ddp_find_unused_parameters_true") == ()
+
+
+def test_unfreezing_says_where_the_number_of_devices_is_not_known() -> None:
+    (found,) = faults("trainer.devices=auto", *TUNED)
+    assert "if trainer.devices=auto found several devices (trainer.devices=1 takes one)" in found
+
+
+@pytest.mark.parametrize("devices", ["1", "'1'", "[3]", "'0,'", "auto", "'auto'", "-1"])
+def test_unfreezing_on_one_device_needs_nothing(devices: str) -> None:
+    accelerator = "cpu" if devices.strip("'") in ("auto", "-1") else "auto"
+    assert faults(*TUNED, f"trainer.devices={devices}", f"trainer.accelerator={accelerator}") == ()
+
+
+def test_unfreezing_by_default_needs_nothing() -> None:
+    assert faults(*TUNED) == ()
+    assert len(faults("trainer=ddp", "image_encoder.trainable_layers=all", "unfreeze_epoch=1")) == 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_layers_that_no_epoch_would_train(epochs: int) -> None:
+    (found,) = faults(*TUNED, f"trainer.max_epochs={epochs}")
+    assert found.startswith(f"unfreeze_epoch=2: epochs are counted from 0, so with trainer.max_epochs={epochs} no")
+    assert faults(TUNED[1], f"trainer.max_epochs={epochs}") == ()
+    assert faults(TUNED[0], f"trainer.max_epochs={epochs}") == ()
+
+
+def test_layers_that_some_epoch_trains() -> None:
+    assert faults(*TUNED, "trainer.max_epochs=3") == ()
+    assert faults(*TUNED, "trainer.max_epochs=-1", "scheduler=none") == ()
 
 
 # --- what has to pass --------------------------------------------------------------------------------------------
@@ -574,3 +646,10 @@ def test_keys_are_found_whatever_their_value() -> None:
     absent = ["b", "a.x", "a.b.x", "a.e.f.1", "a.c.x", "a.d.f"]
     assert [has_key(cfg, key) for key in absent] == [False] * len(absent)
     assert list(all_keys(cfg)) == ["a", "a.b", "a.c", "a.d", "a.e", "a.e.f"]
+
+
+def test_a_name_of_the_hub_is_left_to_encoders_that_have_a_model_and_no_others_take_one():
+    name = "image_encoder.weights=google/siglip-base-patch16-224"
+    assert check(compose(["image_encoder=clip", name])) == []
+    [fault] = check(compose(["image_encoder=vgg", name]))
+    assert "there is no such file or folder. Expected pretrained, null (seeded random) or a path." in fault

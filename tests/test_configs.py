@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +14,7 @@ from xmodal.config.check import NOT_PARAMETERS, type_faults
 from xmodal.config.command_line import check_overrides, compose
 from xmodal.config.sources import CONF_DIR, ConfigSource
 from xmodal.config.values import parts, resolved
+from xmodal.models.build import optimizer_of
 
 SOURCE = ConfigSource()
 CHOICES = [f"{group}={option}" for group, options in SOURCE.groups().items() for option in options]
@@ -92,7 +94,23 @@ def test_a_file_states_the_defaults_of_its_target(file: Path, place: str, node: 
 
 @pytest.mark.parametrize(("file", "place", "node"), OTHERS)
 def test_a_file_states_only_parameters_of_a_foreign_target(file: Path, place: str, node: DictConfig) -> None:
-    assert set(keys_of(node)) - {"defaults"} <= set(parameters_of(node._target_)), f"{file}: {node._target_}"
+    extra = {"defaults", *(NOT_PARAMETERS.get(file.parent.name, ()) if not place else ())}
+    assert set(keys_of(node)) - extra <= set(parameters_of(node._target_)), f"{file}: {node._target_}"
+
+
+@pytest.mark.parametrize(("image", "text"), [("vgg", "bert"), ("frcnn", "fasttext")])
+@pytest.mark.parametrize("layers", ["1", "all"])
+def test_encoders_with_trainable_layers_compose(image: str, text: str, layers: str) -> None:
+    sides = [f"image_encoder={image}", f"text_encoder={text}"]
+    assert check_overrides([*sides, *(f"{side}_encoder.trainable_layers={layers}" for side in ("image", "text"))]) == []
+
+
+@pytest.mark.parametrize("option", SOURCE.groups()["optimizer"])
+def test_every_optimizer_has_a_rate_for_trainable_layers(option: str) -> None:
+    cfg = compose([f"optimizer={option}"])
+    assert cfg.model.tail_lr_factor == cfg.optimizer.tail_lr_factor == 0.1
+    optimizer = optimizer_of(cfg.model)([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
 
 
 @pytest.mark.parametrize(("file", "place", "node"), OURS)

@@ -360,8 +360,8 @@ class TestFaults:
         (tmp_path / "5.jpg").write_bytes(whole[: len(whole) // 2])
         said = refused(tmp_path / "out", "data=table", f"data.file={table}", RANDOM_WEIGHTS)
         assert "2 of 12 images" in said
-        assert re.search(r"missing: .*0\.png", said)
-        assert re.search(r"truncated.*5\.jpg", said)
+        assert re.search(r"doesn't exist: .*0\.png", said)
+        assert re.search(r"can't be decoded.*5\.jpg", said)
 
     def test_faults_of_a_data_set_come_together(self, refused, course, tmp_path):
         content = json.loads((root_of(course) / "dataset.json").read_text())
@@ -399,8 +399,24 @@ class TestFaults:
 
 
 @pytest.mark.slow
+def test_last_layers_of_both_encoders_are_trained_and_encode_raw_photos_and_captions(completed, tmp_path):
+    """VGG is slow: nine photos, of which each is encoded once."""
+    sizes = ["data.train_size=5", "data.val_size=2", "data.test_size=2", "data.image_size=64"]
+    tuned = ["image_encoder=vgg", "image_encoder.trainable_layers=1", "text_encoder=bert", RANDOM_WEIGHTS]
+    done = completed(tmp_path, "debug=fast", *sizes, *tuned, "text_encoder.trainable_layers=1", "logger=none")
+    assert "image encoder: the last 1 layer will be trained, 16,781,312 parameters (67.1 MB" in done.text
+    assert "text encoder: the last 1 layer will be trained" in done.text
+    model = checkpoint.load(done.folders[-1] / "checkpoints" / "best.ckpt")
+    photos = sorted(tmp_path.rglob("scenes/*/images/*.jpg"))[:2]
+    images, texts = model.encode_images(photos), model.encode_texts(["a red circle", "two green squares"])
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    assert float((images[0] - images[1]).abs().max()) > 1e-3
+
+
+@pytest.mark.slow
 def test_a_killed_extraction_goes_on(started, completed, tmp_path):
-    settings = [*TINY_SCENES, "image_encoder.batch_size=2", "features.chunk_size=2"]
+    settings = [*TINY_SCENES, "image_encoder.batch_size=2", "features.image_chunk_size=2"]
     quick = [*settings, "trainer.max_epochs=1", "logger=none"]
     process = started(tmp_path, *quick)
     wait_for(lambda: len(list(tmp_path.glob("features/scenes/*.parts/chunk-*.h5"))) >= 2, process)
@@ -447,3 +463,17 @@ def test_two_processes_make_one_run_with_the_metrics_of_one(completed, course, t
         result = evaluated(model, root_of(course), role)
         for name in ("rsum", "i2t_mAP", "t2i_meanR"):
             assert run.metrics[f"{role}/{name}"] == pytest.approx(result[name], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_make_one_run(start, course, tmp_path):
+    settings = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", "bootstrap=0"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words(tmp_path, course)]
+    done = start([*command, *settings, "test=false", "data.batch_size=8"], ROOT, **environment({})).finish()
+    run = Run(done.returncode, done.stdout + done.stderr, tmp_path)
+    assert run.code == 0, run.text
+    [log] = tmp_path.rglob("train.log")
+    assert run.folders == [log.parent]
+    assert {path.name for path in log.parent.parent.iterdir()} == {log.parent.name}
+    assert (log.parent / "train_rank_1.log").exists()
+    assert run.metrics["best_epoch"] == 0

@@ -34,7 +34,7 @@ def test_good_cutoffs_pass_and_name_monitors():
 def test_training_and_evaluation_refuse_the_same_numbers_of_resamples(resamples):
     rule = f"must be a number of resamples, at least 40 for a 95 % interval, or 0 for none; found {resamples}."
     [of_training] = faults(f"bootstrap={resamples}")
-    [of_evaluation] = EvaluationOptions(bootstrap=resamples).faults(of_file=False)
+    [of_evaluation] = EvaluationOptions(bootstrap=resamples).faults("run")
     assert of_training == f"bootstrap={resamples}: it {rule}"
     assert of_evaluation == f"--bootstrap {rule}"
 
@@ -42,7 +42,7 @@ def test_training_and_evaluation_refuse_the_same_numbers_of_resamples(resamples)
 @pytest.mark.parametrize("resamples", [0, FEWEST_RESAMPLES, 1000])
 def test_no_resamples_or_enough_of_them_pass(resamples):
     assert faults(f"bootstrap={resamples}") == ()
-    assert EvaluationOptions(bootstrap=resamples).faults(of_file=False) == []
+    assert EvaluationOptions(bootstrap=resamples).faults("run") == []
 
 
 def test_a_negative_number_of_resamples_is_said_once():

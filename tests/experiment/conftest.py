@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from PIL import Image
 from xmodal.config.command_line import compose
 from xmodal.experiment.features import load_dataset
 from xmodal.experiment.parts import build_parts
-from xmodal.experiment.run import Experiment
+from xmodal.experiment.run import Experiment, build_datamodule
+from xmodal.features.datamodule import PairDataModule
 
 SIZES = {"train": 40, "val": 12, "test": 14}
 
@@ -120,6 +121,12 @@ def attached_log(stream: io.StringIO) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def before_pooling(experiment: Experiment) -> PairDataModule:
+    """The data of a run with the features that its encoders made, of which training may have kept pooled ones only."""
+    parts = build_parts(experiment.cfg)
+    return build_datamodule(experiment.cfg, parts, load_dataset(experiment.cfg, parts))
+
+
 def thumbnails(items, side: int = 6) -> np.ndarray:
     pictures = [Image.open(image.path).convert("RGB").resize((side, side)) for image in items.images]
     return np.stack([np.asarray(picture, dtype=np.float32).ravel() / 255 for picture in pictures])
@@ -145,3 +152,9 @@ def plain_run(workshop: Workshop) -> Finished:
 @pytest.fixture(scope="session")
 def stop_after() -> type[StopAfter]:
     return StopAfter
+
+
+@pytest.fixture(scope="session")
+def data_of() -> Callable[[Experiment], PairDataModule]:
+    """See `before_pooling`."""
+    return before_pooling

@@ -59,8 +59,8 @@ def test_sentences_have_the_embeddings_of_training_time(best, plain_run, tmp_pat
     torch.testing.assert_close(loaded.encode_texts(SENTENCES), trained.encode_texts(SENTENCES), rtol=0, atol=1e-5)
 
 
-def test_sentences_have_the_embeddings_that_validation_used(best, plain_run):
-    datamodule, loaded = plain_run.experiment.datamodule, checkpoint.load(best)
+def test_sentences_have_the_embeddings_that_validation_used(best, plain_run, data_of):
+    datamodule, loaded = data_of(plain_run.experiment), checkpoint.load(best)
     rows = datamodule.caption_rows("val")[:10]
     texts = [datamodule.items.captions[row].text for row in rows]
     batch = datamodule.text_features.pad(rows, rows)

@@ -348,7 +348,7 @@ def test_figures_are_printed_though_nothing_can_be_written(copied, tmp_path, cap
     assert "taken_querybank.npz is a folder" in refused(capsys, copied, "--rerank", "querybank", "--record", taken)
     options = EvaluationOptions(rerank="querybank", bootstrap=0)
     with pytest.raises(DataError, match=r"taken_querybank\.npz can't be written"):  # as if it came up meanwhile
-        evaluation.evaluate_and_report(copied, False, options, [], evaluation.Targets(record=taken))
+        evaluation.evaluate_and_report("run", copied, options, [], evaluation.Targets(record=taken))
     assert "test_querybank" in capsys.readouterr().out
     assert read_record(taken).name == "test"
 

@@ -7,7 +7,7 @@ import pytest
 
 from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import ConfigError, DataError
-from xmodal.experiment.features import load_dataset, text_features
+from xmodal.experiment.features import features_of, load_dataset
 from xmodal.experiment.parts import build_parts
 from xmodal.experiment.run import build_datamodule
 
@@ -64,19 +64,25 @@ def test_relevance_and_labels_reach_the_loaders(workshop):
         def load(self) -> Items:
             return replace(scenes, images=tuple(replace(im, label=i % 2) for i, im in enumerate(scenes.images)))
 
-    found = build_datamodule(cfg, replace(parts, source=Labelled()))
+    labelled = replace(parts, source=Labelled())
+    found = build_datamodule(cfg, labelled, load_dataset(cfg, labelled))
     assert found.relevance == "class"
     assert found.labels.tolist() == [image.label for image in found.items.images]
     assert len(found.labels) == 15
-    assert build_datamodule(workshop.compose("features", "data.limit=5"), parts).labels is None
+    cfg = workshop.compose("features", "data.limit=5")
+    assert build_datamodule(cfg, parts, load_dataset(cfg, parts)).labels is None
 
 
-def test_text_features_of_a_limited_run_come_from_its_own_training_captions(workshop):
+def test_text_features_of_a_limited_run_come_from_its_own_training_captions(workshop, caplog):
+    caplog.set_level("INFO")
     cfg = workshop.compose("features", "data.limit=3", "features.store=false")
     parts = build_parts(cfg)
     found = load_dataset(cfg, parts)
-    features = text_features(cfg, parts, found)
+    features = features_of(cfg, parts, found, ["text"])["text"]
     assert len(features) == len(found.used.captions) == 45
+    name = f"text features of {cfg.data.name}"
+    assert f"Encoding {name} into memory, storing nothing: 45 captions" in caplog.text
+    assert f"{name}: 45 of 45," in caplog.text
     encoder = parts.text_encoder
     for row in (0, 17, 44):
         (expected,) = encoder.encode([encoder.preprocess(found.used.captions[row].text)])
@@ -88,6 +94,6 @@ def test_stored_text_features_are_those_in_memory(workshop):
     for store in ("true", "false"):
         cfg = workshop.compose("features", f"features.store={store}", "features.dtype=float32")
         parts = build_parts(cfg)
-        rows[store] = text_features(cfg, parts, load_dataset(cfg, parts))
-    np.testing.assert_array_equal(rows["true"].values, rows["false"].values)
+        rows[store] = features_of(cfg, parts, load_dataset(cfg, parts), ["text"])["text"]
+    np.testing.assert_array_equal(rows["true"].vectors(), rows["false"].vectors())
     np.testing.assert_array_equal(rows["true"].offsets, rows["false"].offsets)

@@ -79,6 +79,7 @@ def test_encoder_of_new_items(workshop):
         "depth": 16,
         "weights": None,
         "seed": 0,
+        "trainable_layers": 0,
         "batch_size": 32,
     }
 
@@ -87,3 +88,12 @@ def test_maker_that_would_be_trained_here_can_not_have_made_the_file(workshop, t
     chosen = ["text_encoder=precomputed", f"text_encoder.path={workshop.root / 'thumbnails.npy'}"]
     with pytest.raises(ConfigError, match=r"text_encoder\.made_by=fasttext: vectors=null would be trained"):
         build_parts(workshop.compose("parts", *chosen, "text_encoder.made_by=fasttext"))
+
+
+def test_a_device_that_is_not_there_and_a_precision_that_it_lacks(workshop):
+    for key, value, message in (
+        ("device", "cuda:97", r"features\.device=cuda:97: this machine has no such device\. Choices: auto, cpu"),
+        ("precision", "float16", r"features\.precision=float16 is for GPUs, and encoders run on the CPU here"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_parts(changed(workshop, {"features.device": "cpu"} | {f"features.{key}": value}))

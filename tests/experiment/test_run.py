@@ -162,9 +162,9 @@ def test_history_has_the_learning_rate_that_each_epoch_was_trained_with(plain_ru
 
 
 @pytest.mark.parametrize("role", ["val", "test"])
-def test_figures_are_those_of_a_naive_loop_over_the_best_model(plain_run, role):
+def test_figures_are_those_of_a_naive_loop_over_the_best_model(plain_run, role, data_of):
     model = checkpoint.load(plain_run.folder / "checkpoints" / "best.ckpt")
-    expected = naive_metrics(model, plain_run.experiment.datamodule, role)
+    expected = naive_metrics(model, data_of(plain_run.experiment), role)
     found = metrics(plain_run.folder)
     assert {name: found[f"{role}/{name}"] for name in expected} == pytest.approx(
         expected, abs=0.02
@@ -233,23 +233,23 @@ def test_without_a_test_split_only_val_is_reported(workshop):
     assert list((run.folder).glob("gallery_test.png")) == []
 
 
-def test_validation_can_be_rarer_than_epochs(workshop):
+def test_validation_can_be_rarer_than_epochs(workshop, data_of):
     run = workshop.run("rare", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2", "scheduler=plateau")
     rows, found = history(run.folder), metrics(run.folder)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
     assert ["val/rsum" in row for row in rows] == [False, True, False, True, False]
     assert found["best_epoch"] in (1, 3)
     model = checkpoint.load(run.folder / "checkpoints" / "best.ckpt")
-    assert found["val/rsum"] == pytest.approx(naive_metrics(model, run.experiment.datamodule, "val")["rsum"], abs=1e-4)
+    assert found["val/rsum"] == pytest.approx(naive_metrics(model, data_of(run.experiment), "val")["rsum"], abs=1e-4)
     last = checkpoint.read(run.folder / "checkpoints" / "last.ckpt")
     assert last["epoch"] == 4
 
 
-def test_run_that_ends_before_the_first_validation_keeps_its_model(workshop):
+def test_run_that_ends_before_the_first_validation_keeps_its_model(workshop, data_of):
     run = workshop.run("steps", "trainer.max_steps=2")
     found = metrics(run.folder)
     model = checkpoint.load(run.folder / "checkpoints" / "best.ckpt")
-    expected = naive_metrics(model, run.experiment.datamodule, "test")
+    expected = naive_metrics(model, data_of(run.experiment), "test")
     assert {name: found[f"test/{name}"] for name in expected} == pytest.approx(
         expected, abs=0.02
     )  # float32 there, float64 here

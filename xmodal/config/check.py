@@ -28,11 +28,21 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "features.dtype": ("Literal['float16', 'float32']", None),
     "features.store": ("bool", None),
     "features.device": ("str", None),
-    "features.chunk_size": ("int", 1),
+    "features.precision": ("Literal['auto', 'float32', 'bfloat16', 'float16']", None),
+    "features.image_chunk_size": ("int", 1),
+    "features.text_chunk_size": ("int", 1),
+    "features.num_workers": ("int | None", 0),
+    "features.memory_gb": ("float", None),
+    "features.pool_once": ("bool", None),
+    "augmentation.min_scale": ("float", None),
+    "augmentation.flip": ("float", 0),
+    "unfreeze_epoch": ("int", 0),
     "data.batch_size": ("int", 1),
     "data.num_workers": ("int", 0),
     "data.holdout": ("int", 0),
     "data.limit": ("int | None", 1),
+    "data.on_error": ("Literal['error', 'skip']", None),
+    "data.exclude": ("list", None),
     "data.relevance": ("Literal['instance', 'class']", None),
     "data.default_weights": ("str | None", None),
     "data.splits": ("dict", None),
@@ -41,6 +51,7 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "data.splits.test": ("list", None),
     "optimizer.lr": ("float", 0),
     "optimizer.weight_decay": ("float", 0),
+    "optimizer.tail_lr_factor": ("float", 0),
     "trainer.max_epochs": ("int", -1),
     "trainer.num_nodes": ("int", 1),
     "trainer.accumulate_grad_batches": ("int", 1),
@@ -51,7 +62,18 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "paths.cache_dir": ("str", None),
 }
 NOT_PARAMETERS = {
-    "data": {"batch_size", "num_workers", "holdout", "limit", "relevance", "default_weights", "splits"},
+    "optimizer": {"tail_lr_factor"},
+    "data": {
+        "batch_size",
+        "num_workers",
+        "holdout",
+        "limit",
+        "on_error",
+        "exclude",
+        "relevance",
+        "default_weights",
+        "splits",
+    },
 }
 _HUGGING_FACE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -189,8 +211,8 @@ def _missing_weights(cfg: DictConfig, key: str) -> str | None:
         return None
     if value != "pretrained" and (close := difflib.get_close_matches(value, ["pretrained", "null"], cutoff=0.8)):
         return f"{key}={value}: expected pretrained, null or a path that exists. Did you mean '{close[0]}'?"
-    may_be_name = key == "text_encoder.weights" and _HUGGING_FACE_NAME.fullmatch(value)
-    if value == "pretrained" or may_be_name:
+    takes_names = has_key(cfg, f"{key.rpartition('.')[0]}.model")  # which ones, its own check() tells
+    if value == "pretrained" or (takes_names and _HUGGING_FACE_NAME.fullmatch(value)):
         return None
     return f"{key}={value}: there is no such file or folder. Expected pretrained, null (seeded random) or a path."
 
@@ -232,6 +254,11 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _half_precision_on_cpu,
         _too_few_resamples,
         _no_cutoffs,
+        _no_memory,
+        _impossible_augmentation,
+        _negative_trainable_layers,
+        _never_unfrozen,
+        _unfreezing_under_ddp,
     )
     return [fault for rule in rules for fault in rule(cfg)]
 
@@ -363,3 +390,95 @@ def _no_cutoffs(cfg: DictConfig) -> list[str]:
         f"callbacks.retrieval.ks=[{shown}]: expected cut-offs K of recall@K, whole numbers of at least 1, found "
         f"{', '.join(map(repr, wrong))}."
     ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _no_memory(cfg: DictConfig) -> list[str]:
+    budget = value_of(cfg, "features.memory_gb")
+    if not _is_number(budget) or budget > 0:
+        return []
+    return [f"features.memory_gb={budget}: expected a number of gigabytes above 0, found {budget}."]
+
+
+def _impossible_augmentation(cfg: DictConfig) -> list[str]:
+    """That a negative probability is none is said already."""
+    scale, flip = value_of(cfg, "augmentation.min_scale"), value_of(cfg, "augmentation.flip")
+    faults = []
+    if _is_number(scale) and not 0 < scale <= 1:
+        faults.append(f"augmentation.min_scale={scale}: expected a share of the photo's area in (0, 1], found {scale}.")
+    if _is_number(flip) and flip > 1:
+        faults.append(f"augmentation.flip={flip}: expected a probability from 0 to 1, found {flip}.")
+    return faults
+
+
+def _layers_trained(cfg: DictConfig) -> dict[str, Any]:
+    """``trainable_layers`` of both encoders, those without such a key left out."""
+    keys = (f"{side}_encoder.trainable_layers" for side in ("image", "text"))
+    return {key: value_of(cfg, key) for key in keys if has_key(cfg, key)}
+
+
+def _negative_trainable_layers(cfg: DictConfig) -> list[str]:
+    return [
+        f"{key}={layers}: expected a number of layers of at least 0, or all; found {layers}."
+        for key, layers in _layers_trained(cfg).items()
+        if type(layers) is int and layers < 0
+    ]
+
+
+def _is_tuned(cfg: DictConfig) -> bool:
+    return any(layers not in (0, None) for layers in _layers_trained(cfg).values())
+
+
+def _never_unfrozen(cfg: DictConfig) -> list[str]:
+    epoch, epochs = value_of(cfg, "unfreeze_epoch"), value_of(cfg, "trainer.max_epochs")
+    if type(epoch) is not int or type(epochs) is not int or not (epoch > 0 and 0 <= epochs <= epoch):
+        return []
+    if not _is_tuned(cfg):
+        return []
+    return [
+        f"unfreeze_epoch={epoch}: epochs are counted from 0, so with trainer.max_epochs={epochs} no trainable layer "
+        "would ever be trained. Lower the first or raise the second."
+    ]
+
+
+def _unfreezing_under_ddp(cfg: DictConfig) -> list[str]:
+    """DistributedDataParallel waits for the gradients of all parameters, unless it is told that some have none."""
+    epoch = value_of(cfg, "unfreeze_epoch")
+    when = _averages_gradients(cfg) if _is_tuned(cfg) and type(epoch) is int and epoch > 0 else None
+    if when is None:
+        return []
+    return [
+        f"unfreeze_epoch={epoch}: until then trainable layers have no gradients, which "
+        f"trainer.strategy={value_of(cfg, 'trainer.strategy')} would wait for{when}. Choose "
+        "trainer.strategy=ddp_find_unused_parameters_true, or unfreeze_epoch=0."
+    ]
+
+
+def _averages_gradients(cfg: DictConfig) -> str | None:
+    """When processes average gradients without looking for unused parameters; None: never.
+
+    ``trainer.strategy=auto`` does so for several devices, whose number may not be known before training.
+    """
+    strategy, devices = str(value_of(cfg, "trainer.strategy")), value_of(cfg, "trainer.devices")
+    nodes = value_of(cfg, "trainer.num_nodes")
+    if strategy.startswith("ddp"):
+        return None if "find_unused_parameters_true" in strategy else ""
+    if strategy != "auto":
+        return None
+    if _are_several(devices) or (type(nodes) is int and nodes > 1):
+        return " with several devices"
+    if str(devices) in ("auto", "-1") and value_of(cfg, "trainer.accelerator") != "cpu":
+        return f" if trainer.devices={devices} found several devices (trainer.devices=1 takes one)"
+    return None
+
+
+def _are_several(devices: Any) -> bool:
+    """As Lightning reads them: a number, a list of indices, or either as text (``'2'``, ``'0,1'``, ``'0,'``)."""
+    if isinstance(devices, list):
+        return len(devices) > 1
+    if isinstance(devices, str) and "," in devices:
+        return len([index for index in devices.split(",") if index.strip()]) > 1
+    return str(devices).strip().isdigit() and int(devices) > 1

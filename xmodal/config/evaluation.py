@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Subject = Literal["run", "file", "encoders"]  # a trained run, a file of embeddings, or encoders as they are
 
 ROLES = ("train", "val", "test")
 PROTOCOLS = ("full", "folds")
@@ -36,7 +39,7 @@ class EvaluationOptions:
         rerank: also report figures with this hubness correction.
         bank_size: most images, and most captions, of its bank; None for all.
         inverse_temperature: of the correction; None: its default.
-        relevance: ``instance`` or ``class``; None: as the run was evaluated.
+        relevance: ``instance`` or ``class``; None: as the run was evaluated, or as the data set says.
         similarity: of the vectors of an embeddings file; None: cosine.
         bootstrap: resamples for 95 % intervals; 0 for none.
         seed: of the resamples and of the choice of the bank.
@@ -74,9 +77,10 @@ class EvaluationOptions:
         parts += [self.relevance] if self.relevance not in (None, usual_relevance) else []
         return "_".join(parts)
 
-    def faults(self, of_file: bool) -> list[str]:
-        """Everything wrong with the options of an evaluation of a run, or of an embeddings file; a sentence each."""
-        return [*self._out_of_range(), *self._contradictions(), *(self._of_file() if of_file else self._of_run())]
+    def faults(self, subject: Subject) -> list[str]:
+        """Everything wrong with the options of an evaluation of the ``subject``; a sentence each."""
+        own = self._of_file() if subject == "file" else [*self._foreign_similarity(subject), *self._of_splits()]
+        return [*self._out_of_range(), *self._contradictions(), *own]
 
     def _out_of_range(self) -> Iterator[str]:
         least = {"--folds": (self.folds, 2), "--bank-size": (self.bank_size, 1), "--seed": (self.seed, 0)}
@@ -100,9 +104,13 @@ class EvaluationOptions:
             if value is not None and self.rerank is None:
                 yield f"{flag} belongs to a correction: add --rerank {' or '.join(RERANKINGS)}."
 
-    def _of_run(self) -> Iterator[str]:
-        if self.similarity is not None:
+    def _foreign_similarity(self, subject: Subject) -> Iterator[str]:
+        if self.similarity is not None and subject == "run":
             yield "--similarity is for --embeddings: a run compares as it was trained (model.similarity)."
+        elif self.similarity is not None:
+            yield f"--similarity is for --embeddings: with --zero-shot type model.similarity={self.similarity}."
+
+    def _of_splits(self) -> Iterator[str]:
         if self.split is not None and self.split not in ROLES:
             yield f"--split must be one of {', '.join(ROLES)}, found {self.split}."
         if self.gallery == "train" and self.split in ("val", "test"):

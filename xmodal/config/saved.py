@@ -9,26 +9,31 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from xmodal.config.check import type_faults
+from xmodal.config.sources import CONF_DIR, ConfigSource
 from xmodal.config.suggestions import likely_keys, phrase
-from xmodal.config.values import absolute_paths, all_keys, has_key, value_of
+from xmodal.config.values import absolute_paths, all_keys, has_key, plain, value_of
 from xmodal.errors import ConfigError
 
 # everything else has gone into the model's parameters, or plays no part after training
 CHANGEABLE = ("data", "paths", "features", "image_encoder", "text_encoder")
+_SHAPES = ("image_encoder.trainable_layers", "text_encoder.trainable_layers")
 _FOLDERS = ("data.root", "paths.features_dir", "paths.cache_dir", "paths.data_dir", "paths.output_dir")
+_ALL_ITEMS = {"on_error": "error", "exclude": []}  # as it was before there were such settings
 
 
 def with_overrides(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The configuration with some values replaced.
 
     A saved configuration is resolved, so files that lay below a folder that is replaced (``paths.data_dir``,
-    ``data.root`` …) are moved along.
+    ``data.root`` …) are moved along. Settings of ``features`` that an earlier version of xmodal did not know have
+    today's defaults; without ``data.on_error`` and ``data.exclude``, all items took part.
 
     Raises:
         ConfigError: all faults: what can't be read, keys that are not there or that belong to the trained model, and
             values of the wrong type.
     """
-    cfg = OmegaConf.create(dict(saved))
+    features, data = {**_feature_defaults(), **saved["features"]}, {**_ALL_ITEMS, **saved["data"]}
+    cfg = OmegaConf.create({**saved, "features": features, "data": data})
     faults: list[str] = []
     parsed = [override for line in overrides if (override := _parsed(line, faults)) is not None]
     faults += [f"{override.input_line}: {fault}" for override in parsed if (fault := _fault(override, cfg))]
@@ -41,6 +46,10 @@ def with_overrides(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictCo
     if wrong := [fault for key, fault in type_faults(cfg).items() if key in given]:
         raise ConfigError(wrong)
     return cfg
+
+
+def _feature_defaults() -> dict[str, Any]:
+    return plain(OmegaConf.load(CONF_DIR / f"{ConfigSource.name}.yaml").features)
 
 
 def _parsed(line: str, faults: list[str]) -> Override | None:
@@ -64,6 +73,8 @@ def _fault(override: Override, cfg: DictConfig) -> str | None:
             f"{group} belongs to the trained model or to its training, and can't be changed any more. What can: "
             f"{', '.join(f'{name}.…' for name in CHANGEABLE)}."
         )
+    if key in _SHAPES:
+        return "which layers were trained belongs to the trained model, and can't be changed any more."
     if OmegaConf.is_dict(OmegaConf.select(cfg, key)):
         return f"a saved run keeps its choice of {key}; single settings of it can be changed: {key}.<name>=…"
     return None

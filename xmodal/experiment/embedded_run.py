@@ -14,22 +14,24 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from xmodal.config.evaluation import ROLES, EvaluationOptions
+from xmodal.config.evaluation import EvaluationOptions
 from xmodal.config.saved import with_overrides
 from xmodal.config.values import plain
 from xmodal.data.items import Items
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, DataError, FeatureError, XmodalError
-from xmodal.experiment.embedded import Embedded, counted
-from xmodal.experiment.embeddings_file import bank_rows
-from xmodal.experiment.features import Dataset, image_features, load_dataset, text_features
+from xmodal.experiment.embedded import Embedded
+from xmodal.experiment.features import Dataset, features_of, load_dataset
+from xmodal.experiment.gallery import Gallery, rows_of_bank, split_of
 from xmodal.experiment.parts import Parts, source_config
+from xmodal.experiment.selection import left_out
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models import checkpoint
 from xmodal.models.build import build_model
 from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 from xmodal.models.query_encoders import Modality, QueryEncoders
-from xmodal.types import FeatureBatch, RaggedFeatures
+from xmodal.models.tails import attach, tails_of, trainable_layers
+from xmodal.types import FeatureBatch, FeatureSource
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +89,8 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
         raise ConfigError(fault)
     parts = _parts(cfg, _query_encoders(cfg, content[CHECKPOINT_KEY], overrides))
     dataset = load_dataset(cfg, parts)
-    split = _split(dataset.used, options)
-    chosen = _Chosen.of(dataset.used, split, options.gallery == "all")
+    split = split_of(dataset.used, options)
+    chosen = Gallery.of(dataset.used, split, options.gallery == "all")
     if fault := options.folds_fault(len(chosen.images)):  # before anything is encoded
         raise ConfigError(fault)
     run = _Run.opened(cfg, content["state_dict"], parts, dataset, device)
@@ -96,7 +98,8 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
     return Embedded(
         name=name,
         data_name=run.items.name,
-        description=f"{file}: {chosen.description(run.items.name, split)}, {run.model.similarity} similarity",
+        description=f"{file}: {chosen.description(run.items.name, split)}{left_out(dataset.excluded)}, "
+        f"{run.model.similarity} similarity",
         similarity=run.model.similarity,
         record=None if _other_items(overrides) else _record(file, name),
         image=run.images(chosen.images),
@@ -107,7 +110,7 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
         image_queries=chosen.image_queries,
         text_queries=chosen.text_queries,
         ks=tuple(cfg.callbacks.retrieval.get("ks", (1, 5, 10))),
-        **(_labels(run.items, chosen) if cfg.data.relevance == "class" else {}),
+        **(chosen.labels(run.items) if cfg.data.relevance == "class" else {}),
         **(run.banks(options) if options.rerank else {}),
     )
 
@@ -122,48 +125,6 @@ def _config(
     return cfg
 
 
-def _split(items: Items, options: EvaluationOptions) -> str:
-    """The split that is evaluated; the user is told where nobody named it."""
-    if options.gallery == "train":
-        log.info("--gallery train: queries and gallery are those of train, the same as --split train.")
-        return "train"
-    if options.split is not None:
-        if not items.has_split(options.split):
-            there = [role for role in ROLES if items.has_split(role)]
-            raise DataError(f"{items.name} has no split {options.split}. Type --split {' or '.join(there)}.")
-        return options.split
-    if items.has_split("test"):
-        log.info("Evaluating test, which %s has (--split train or val for another).", items.name)
-        return "test"
-    log.info("Evaluating val: %s has no test split.", items.name)
-    return "val"
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Rows of the images and captions of a gallery, and which of them are queries (None: all)."""
-
-    images: Int[np.ndarray, "N"]
-    captions: Int[np.ndarray, "M"]
-    image_queries: np.ndarray | None
-    text_queries: np.ndarray | None
-
-    @classmethod
-    def of(cls, items: Items, split: str, is_gallery_all: bool) -> "_Chosen":
-        images, captions = items.image_rows(split), items.caption_rows(split)
-        if not is_gallery_all:
-            return cls(images, captions, None, None)
-        every_image, every_caption = np.arange(len(items.images)), np.arange(len(items.captions))
-        return cls(every_image, every_caption, np.isin(every_image, images), np.isin(every_caption, captions))
-
-    def description(self, data_name: str, split: str) -> str:
-        gallery = counted(len(self.images), len(self.captions))
-        if self.image_queries is None or self.text_queries is None:
-            return f"{split} of {data_name}, {gallery}"
-        queries = counted(int(self.image_queries.sum()), int(self.text_queries.sum()))
-        return f"queries: {split} of {data_name}, {queries}; gallery: all splits, {gallery}"
-
-
 @dataclass(frozen=True)
 class _Run:
     """A trained model on a device, and the features of its data set."""
@@ -171,8 +132,8 @@ class _Run:
     cfg: DictConfig
     model: DualEncoder
     items: Items
-    image_features: RaggedFeatures
-    text_features: RaggedFeatures
+    image_features: FeatureSource
+    text_features: FeatureSource
     device: torch.device
 
     @classmethod
@@ -180,6 +141,7 @@ class _Run:
         cls, cfg: DictConfig, state: dict[str, Tensor], parts: Parts, dataset: Dataset, device: torch.device
     ) -> "_Run":
         model = build_model(plain(cfg))
+        attach(model, tails_of({"image": parts.image_encoder, "text": parts.text_encoder}))
         model.load_state_dict(state)
         features = _features(cfg, parts, dataset)
         return cls(cfg, model.to(device).eval(), dataset.used, *features, device)
@@ -192,22 +154,18 @@ class _Run:
 
     def banks(self, options: EvaluationOptions) -> dict[str, Any]:
         """Training images and captions, as the bank of a hubness correction."""
-        draw = np.random.default_rng(options.seed)
-        images, captions = self.items.image_rows("train"), self.items.caption_rows("train")
-        return {
-            "bank_images": self.images(images[bank_rows(len(images), options.bank_size, draw)]),
-            "bank_texts": self.texts(captions[bank_rows(len(captions), options.bank_size, draw)]),
-        }
+        images, captions = rows_of_bank(self.items, options)
+        return {"bank_images": self.images(images), "bank_texts": self.texts(captions)}
 
     @torch.no_grad()
     def _embedded(
-        self, features: RaggedFeatures, rows: Int[np.ndarray, "n"], embed: Callable[[FeatureBatch], Tensor]
+        self, features: FeatureSource, rows: Int[np.ndarray, "n"], embed: Callable[[FeatureBatch], Tensor]
     ) -> Float[Tensor, "n E"]:
         """In the batches of training's own evaluation, so that padding and hence figures are the same."""
         size = self.cfg.data.batch_size
-        batches = (rows[start : start + size] for start in range(0, len(rows), size))
-        found = [embed(FeatureBatch(*(part.to(self.device) for part in features.pad(b, b)))) for b in batches]
-        return torch.cat(found).float()
+        batches = (features.select(rows[start : start + size]) for start in range(0, len(rows), size))
+        padded = (batch.pad(np.arange(len(batch)), np.arange(len(batch))) for batch in batches)
+        return torch.cat([embed(batch.to(self.device)) for batch in padded]).float()
 
 
 def _query_encoders(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -> QueryEncoders:
@@ -254,22 +212,17 @@ def constructed(config: DictConfig | dict[str, Any]) -> Any:
         raise
 
 
-def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> tuple[RaggedFeatures, RaggedFeatures]:
-    found = {"image": image_features(cfg, parts, dataset), "text": text_features(cfg, parts, dataset)}
+def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> tuple[FeatureSource, FeatureSource]:
+    encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
+    found = features_of(cfg, parts, dataset)
     for side, features in found.items():
         expected = cfg[f"{side}_aggregator"].feature_dim
-        if features.feature_dim != expected:
+        if trainable_layers(encoders[side]) == 0 and features.feature_dim != expected:  # a tail has taken its weights
             raise FeatureError(
                 f"The {side} features are {features.feature_dim} wide, but the model was trained on width {expected}: "
                 f"{cfg[f'{side}_encoder'].get('path', 'the encoder')} is not what it was trained with."
             )
     return found["image"], found["text"]
-
-
-def _labels(items: Items, chosen: _Chosen) -> dict[str, Any]:
-    """Classes of both sides; a caption has that of its image."""
-    of_captions = items.caption_images[chosen.captions]
-    return {"image_labels": items.labels[chosen.images], "text_labels": items.labels[of_captions]}
 
 
 def _other_items(overrides: Sequence[str]) -> bool:

@@ -11,12 +11,13 @@ import torch
 
 from xmodal.atomic import complete_file
 from xmodal.config.command_line import compose
-from xmodal.config.evaluation import EvaluationOptions, unwritable, with_suffix
+from xmodal.config.evaluation import EvaluationOptions, Subject, unwritable, with_suffix
 from xmodal.errors import ConfigError, DataError
 from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.embedded_run import constructed, embed_run
 from xmodal.experiment.embeddings_file import read_embeddings
 from xmodal.experiment.figures import console, figures_table, flat_figures, record_of
+from xmodal.experiment.zero_shot import embed_zero_shot
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
 from xmodal.retrieval.hubness import QueryBank
 from xmodal.retrieval.index import Index, index_recall
@@ -47,16 +48,20 @@ class Targets:
 
 
 def evaluate_and_report(
-    place: Path, of_file: bool, options: EvaluationOptions, overrides: Sequence[str], targets: Targets
+    subject: Subject, place: Path | None, options: EvaluationOptions, overrides: Sequence[str], targets: Targets
 ) -> Evaluation:
-    """Evaluate a run (or a file of embeddings, where ``of_file``), print the figures, then write the files.
+    """Evaluate a run, a file of embeddings or two encoders as they are; print the figures, then write the files.
+
+    Args:
+        subject: which of the three.
+        place: of the run, or of the file; None for the encoders, which ``overrides`` name.
 
     Raises:
         XmodalError: whatever is wrong with the model, the data, or in the end the places to write to.
     """
     index = _index(options.index)
     device = chosen_device(options.device)
-    embedded = read_embeddings(place, options, device) if of_file else embed_run(place, options, overrides, device)
+    embedded = _embedded(subject, place, options, overrides, device)
     if embedded.record is not None and targets.record is None:
         _require_apart(targets, embedded.record, options)
     found = evaluate(embedded, options)
@@ -68,6 +73,17 @@ def evaluate_and_report(
         print(f"index={options.index} finds of the exact top {INDEX_K}: image → text {i2t}, text → image {t2i}")
     save(found, targets)
     return found
+
+
+def _embedded(
+    subject: Subject, place: Path | None, options: EvaluationOptions, overrides: Sequence[str], device: torch.device
+) -> Embedded:
+    if subject == "encoders":
+        return embed_zero_shot(options, overrides, device)
+    assert place is not None
+    return (
+        read_embeddings(place, options, device) if subject == "file" else embed_run(place, options, overrides, device)
+    )
 
 
 def _require_apart(targets: Targets, record: Path, options: EvaluationOptions) -> None:

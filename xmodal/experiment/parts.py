@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -19,8 +20,10 @@ from xmodal.config.sources import absolute
 from xmodal.config.values import plain
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError
+from xmodal.features.precision import used_precision
 from xmodal.features.precomputed import PrecomputedFeatures
-from xmodal.models.build import build_model, with_feature_widths
+from xmodal.features.shards import local_device
+from xmodal.models.build import build_model, optimizer_of, with_feature_widths
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +60,29 @@ def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) 
     makers = {side: maker for side in modalities if (maker := _attempt(partial(_maker, cfg, side), faults)) is not None}
     _attempt(lambda: instantiate(cfg.index), faults)
     faults += _model_faults(with_feature_widths(cfg, _ANY_WIDTH, _ANY_WIDTH))
-    _attempt(lambda: instantiate(cfg.trainer, logger=False, enable_checkpointing=False), faults, "trainer")
+    _attempt(lambda: trainer_of(cfg), faults, "trainer")
     faults += _loader_faults(cfg)
+    faults += [fault for side, encoder in (("image", image), ("text", text)) for fault in _rounded(cfg, side, encoder)]
     faults += source.missing() if source is not None else []
     needed = [encoder for side, encoder in (("image", image), ("text", text)) if side in modalities]
     needed += makers.values()
     faults += [fault for encoder in needed if encoder is not None for fault in encoder.check()]
+    if not all(isinstance(encoder, PrecomputedFeatures | None) for encoder in needed):
+        _attempt(partial(_computing, cfg), faults)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
     return Parts(source, image, text, makers)
+
+
+def trainer_of(cfg: DictConfig) -> pl.Trainer:
+    """A trainer that leaves nothing behind, to learn what the settings mean on this machine."""
+    trainer: pl.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    return trainer
+
+
+def _computing(cfg: DictConfig) -> str:
+    """In which format encoders will compute on their device; raises ConfigError where the device isn't there."""
+    return used_precision(cfg.features.precision, local_device(cfg.features.device), cfg.features.dtype)
 
 
 def source_config(cfg: DictConfig) -> DictConfig:
@@ -134,7 +151,7 @@ def _model_faults(cfg: DictConfig) -> list[str]:
         _attempt(partial(instantiate, tower), faults)
     _attempt(lambda: instantiate(cfg.model.loss), faults)
     parameters = [torch.nn.Parameter(torch.zeros(1))]
-    optimizer = _attempt(lambda: instantiate(cfg.model.optimizer)(parameters), faults, "optimizer")
+    optimizer = _attempt(lambda: optimizer_of(cfg.model)(parameters), faults, "optimizer")
     if optimizer is not None and cfg.model.get("scheduler") and cfg.model.scheduler.get("_target_"):
         _attempt(lambda: instantiate(cfg.model.scheduler)(optimizer), faults, "scheduler")
     return faults or _model_as_a_whole(cfg)
@@ -148,6 +165,17 @@ def _model_as_a_whole(cfg: DictConfig) -> list[str]:
     faults: list[str] = []
     _attempt(lambda: build_model(cfg), faults)
     return faults
+
+
+def _rounded(cfg: DictConfig, side: str, encoder: Any) -> list[str]:
+    """Words and tokens are numbered: in half precision, the inputs of a tail would be other ones from 257 on."""
+    precision = str(cfg.trainer.get("precision"))
+    if precision not in ("bf16-true", "16-true") or not getattr(encoder, "needs_float32", False):
+        return []
+    return [
+        f"trainer.precision={precision}: {side}_encoder.trainable_layers={encoder.trainable_layers} reads numbers of "
+        "words or tokens, which this precision would round to others. Choose 32-true, bf16-mixed or 16-mixed."
+    ]
 
 
 def _loader_faults(cfg: DictConfig) -> list[str]:

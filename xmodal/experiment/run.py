@@ -24,15 +24,18 @@ from xmodal.callbacks.retrieval import RetrievalEvaluation
 from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
-from xmodal.experiment.features import image_features, load_dataset, text_features
+from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.figures import flat_figures, record_of
-from xmodal.experiment.parts import Parts, build_parts, query_encoder_config
+from xmodal.experiment.fitted_model import fitted_model
+from xmodal.experiment.launch import require_one_start
+from xmodal.experiment.parts import Parts, build_parts, query_encoder_config, trainer_of
+from xmodal.experiment.resuming import EarlierRun
+from xmodal.experiment.selection import with_exclusions, write_excluded
 from xmodal.experiment.summary import print_summary
 from xmodal.features.datamodule import PairDataModule
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models import checkpoint
-from xmodal.models.build import build_model, with_feature_widths
-from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
+from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.query_encoders import QueryEncoders
 from xmodal.retrieval.evaluate import RetrievalResult
 from xmodal.retrieval.record import write_record
@@ -68,16 +71,21 @@ class Experiment:
         """
         cfg = absolute_paths(cfg.copy())
         parts = build_parts(cfg)
-        if cfg.ckpt_path is not None:
-            check_resumable(cfg)
+        require_one_start(cfg, trainer_of(cfg).num_devices)
+        earlier = EarlierRun.of(cfg)
+        if earlier is not None:
+            cfg = earlier.taken_up(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        datamodule = build_datamodule(cfg, parts)
-        cfg = with_feature_widths(cfg, datamodule.image_features.feature_dim, datamodule.text_features.feature_dim)
-        model = build_model(cfg)
-        fit_statistics(model, datamodule)
+        dataset = load_dataset(cfg, parts)
+        if earlier is not None:
+            earlier.check_trained(cfg, parts, dataset)
+        cfg = with_exclusions(cfg, dataset.excluded)
+        datamodule = build_datamodule(cfg, parts, dataset)
+        cfg, model = fitted_model(cfg, parts, datamodule)
         model.encoders = _query_encoders(cfg, parts)
         folder = run_folder(cfg)
         OmegaConf.save(OmegaConf.create(model.encoders.config), folder / "config.yaml")
+        write_excluded(folder, dataset.excluded)
         callbacks = build_callbacks(cfg, folder)
         record, retrieval = callbacks["record"], callbacks["retrieval"]
         assert isinstance(record, RunRecord)
@@ -194,25 +202,18 @@ class Experiment:
         raise SystemExit(INTERRUPTED)
 
 
-def build_datamodule(cfg: DictConfig, parts: Parts) -> PairDataModule:
-    """Items and features of the run, in memory."""
-    dataset = load_dataset(cfg, parts)
+def build_datamodule(cfg: DictConfig, parts: Parts, dataset: Dataset) -> PairDataModule:
+    """Items and features of the run."""
+    features = features_of(cfg, parts, dataset)
     return PairDataModule(
         dataset.used,
-        image_features(cfg, parts, dataset),
-        text_features(cfg, parts, dataset),
+        features["image"],
+        features["text"],
         batch_size=cfg.data.batch_size,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
         relevance=cfg.data.get("relevance", "instance"),
-    )
-
-
-def fit_statistics(model: DualEncoder, datamodule: PairDataModule) -> None:
-    """Set the standardisation of both towers from the training split: each image once, each caption once."""
-    model.fit_statistics(
-        datamodule.image_features.select(datamodule.image_rows("train")),
-        datamodule.text_features.select(datamodule.caption_rows("train")),
+        memory_gb=cfg.features.memory_gb,
     )
 
 
@@ -275,29 +276,3 @@ def _compare_widths(side: str, found: int, expected: int) -> None:
             f"{side}_encoder.made_by: the encoder gives vectors of width {found}, but the precomputed features have "
             f"width {expected}. Name the encoder that made them."
         )
-
-
-def check_resumable(cfg: DictConfig) -> None:
-    """Raise before any long work where ``ckpt_path`` is no checkpoint, or one of another model.
-
-    Raises:
-        DataError: not a checkpoint of xmodal.
-        ConfigError: naming the settings that differ.
-    """
-    saved = checkpoint.read(cfg.ckpt_path)[CHECKPOINT_KEY]["config"]
-    now, before = (tracking.flat_config(config) for config in (resolved(cfg), saved))
-    differing = [
-        f"{key}: {before.get(key)} in the checkpoint, {value} now"
-        for key, value in now.items()
-        if _shapes_the_model(key) and value != "???" and before.get(key) != value
-    ]
-    if differing:
-        raise ConfigError(
-            f"ckpt_path={cfg.ckpt_path} is of another model, which can't go on with these settings: "
-            f"{'; '.join(differing)}. Use the settings of its run (config.yaml beside it), or leave ckpt_path out."
-        )
-
-
-def _shapes_the_model(key: str) -> bool:
-    prefixes = ("embedding_dim", "image_aggregator.", "text_aggregator.", "model.image_tower.", "model.text_tower.")
-    return key.startswith(prefixes) or key in ("image_encoder._target_", "text_encoder._target_")

@@ -12,5 +12,9 @@ def print_summary(metrics: dict[str, float], folder: Path) -> None:
     screen.print(f"Run folder: {folder}", highlight=False, markup=False)
     for name in ("metrics.json", "history.csv", "config.yaml", "checkpoints/best.ckpt"):
         screen.print(f"  {name}", highlight=False)
-    for path in (*sorted(folder.glob("evaluation_*.npz")), *sorted(folder.glob("gallery_*.png"))):
+    for path in (
+        *folder.glob("excluded.json"),
+        *sorted(folder.glob("evaluation_*.npz")),
+        *sorted(folder.glob("gallery_*.png")),
+    ):
         screen.print(f"  {path.name}", highlight=False, markup=False)
