@@ -1,7 +1,7 @@
-"""Two ways of doing the same work, measured in turns, so that a busy machine slows both alike."""
+"""Ways of doing the same work, measured in turns, so that a busy machine slows all of them alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -22,23 +22,27 @@ class Comparison:
         """xmodal ÷ bare of each alternation: 1 means that xmodal costs nothing on top."""
         return [ours / bare for ours, bare in zip(self.ours, self.bare, strict=True)]
 
-    def line(self, name: str, unit: str) -> str:
-        """Medians, the median ratio and its spread."""
+    def line(self, name: str, unit: str, other: str = "bare") -> str:
+        """Medians, the median ratio and its spread; ``other`` is what the way beside xmodal is called."""
         low, high = min(self.ratios), max(self.ratios)
         return (
-            f"{name}: xmodal {median(self.ours):.2f} {unit}, bare {median(self.bare):.2f} {unit}, "
+            f"{name}: xmodal {median(self.ours):.2f} {unit}, {other} {median(self.bare):.2f} {unit}, "
             f"ratio {median(self.ratios):.3f} ({low:.3f} to {high:.3f} in {len(self.ratios)} alternations)"
         )
 
 
-def alternate(ours: Rate, bare: Rate, repeats: int) -> Comparison:
-    """Measure both ``repeats`` times, each time in the opposite order, because the second may find warmer caches."""
-    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+def take_turns(ways: Mapping[str, Rate], repeats: int) -> dict[str, tuple[float, ...]]:
+    """Measure all ``repeats`` times, each time in the opposite order, because a later one may find warmer caches."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
-        turn = [("ours", ours), ("bare", bare)]
-        for name, measure in turn if repeat % 2 == 0 else reversed(turn):
-            rates[name].append(measure())
-    return Comparison(tuple(rates["ours"]), tuple(rates["bare"]))
+        for name in list(ways) if repeat % 2 == 0 else reversed(ways):
+            rates[name].append(ways[name]())
+    return {name: tuple(measured) for name, measured in rates.items()}
+
+
+def alternate(ours: Rate, bare: Rate, repeats: int) -> Comparison:
+    """Two ways in turns."""
+    return Comparison(**take_turns({"ours": ours, "bare": bare}, repeats))
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,3 +72,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def gpu_memory(work: Callable[[], object], device: torch.device) -> Iterator[str]:
+    """A line on the most memory that the work takes on a graphics card, weights included; none without one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        yield f"  GPU memory: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"

@@ -2,18 +2,24 @@
 
     python benchmarks/training.py --steps 60
     python benchmarks/training.py --case lstm --device cpu
+    python benchmarks/training.py --case 4096-256 --profile
 
 Both sides train the same model from the same start on the same batches in the same order, which the printed losses
 show: they must be equal. The bare loop is what one would write by hand: index_select, forward, backward, clip, step.
-Features are random, in the form of Flickr30k's: five captions per image, float16 as in the feature store.
+Features are random, in the form of Flickr30k's: five captions per image, float16 as in the feature store. In the case
+mean xmodal pools the ragged captions once before training, which the bare loop does in every step.
 """
 
 import argparse
+import cProfile
 import logging
+import pstats
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,16 +28,15 @@ from alternation import alternate, choose_device, describe, synchronize
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger
+from random_pairs import CAPTIONS_PER_IMAGE, numbered_items, random_features
 from torch import Tensor
 
 from xmodal.config.command_line import compose
-from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.features.datamodule import EpochShuffle, PairDataModule
 from xmodal.models.build import build_model, with_feature_widths
 from xmodal.models.dual_encoder import DualEncoder
-from xmodal.types import RaggedFeatures
+from xmodal.models.pooled import pool_once
 
-CAPTIONS_PER_IMAGE = 5
 SEED = 0
 
 
@@ -49,6 +54,7 @@ class Case:
 CASES = {
     "4096-1024": Case(4096, 768, (1, 1), 256, ("embedding_dim=1024",)),
     "4096-256": Case(4096, 768, (1, 1), 128, ("embedding_dim=256",)),
+    "mean": Case(4096, 300, (5, 20), 128, ("embedding_dim=256", "text_aggregator=mean")),
     "lstm": Case(4096, 100, (5, 20), 128, ("embedding_dim=512", "text_aggregator=lstm")),
 }
 
@@ -59,6 +65,7 @@ class Setting:
 
     cfg: DictConfig
     datamodule: PairDataModule
+    bare: "BareData"  # the same features, for the bare loop
     device: torch.device
     warmup: int
     steps: int
@@ -85,15 +92,37 @@ def main() -> None:
     print(f"training on {describe(device)}, {options.images} images, {options.steps} steps a time")
     for name in options.case or CASES:
         case = CASES[name]
-        setting = Setting(*prepare(case, options.images), device, options.warmup, options.steps)
+        cfg, datamodule = prepare(case, options.images)
+        setting = Setting(cfg, datamodule, BareData(datamodule), device, options.warmup, options.steps)
+        pooled = pool_beforehand(setting)
         losses = Losses()
-        result = alternate(
-            lambda setting=setting, losses=losses: through_lightning(setting, losses),
-            lambda setting=setting, losses=losses: bare_loop(setting, losses),
-            options.repeats,
-        )
-        print(result.line(f"{name}, batch {case.batch_size}", "steps/s"))
+        ours, bare = partial(through_lightning, setting, losses), partial(bare_loop, setting, losses)
+        if options.profile:
+            print_profile(ours)
+        print(alternate(ours, bare, options.repeats).line(f"{name}, batch {case.batch_size}", "steps/s"))
         print(f"  loss of the last step: xmodal {losses.ours:.5f}, bare {losses.bare:.5f}", flush=True)
+        print("".join(pooled), end="", flush=True)
+
+
+def pool_beforehand(setting: Setting) -> list[str]:
+    """Give xmodal's batches vectors that are pooled already, where it does so itself; a line on the time it took."""
+    datamodule, model = setting.datamodule, setting.new_model()
+    towers = {"image": model.image_tower, "text": model.text_tower}
+    sources = {"image": datamodule.image_features, "text": datamodule.text_features}
+    start = time.perf_counter()
+    image, text = (
+        pool_once(tower, sources[side], datamodule.batch_size, datamodule.room_for_pooled(side))
+        for side, tower in towers.items()
+    )
+    datamodule.use_pooled(image, text)
+    return [f"  pooled once, in {time.perf_counter() - start:.2f} s\n"] if image or text else []
+
+
+def print_profile(work: Callable[[], object]) -> None:
+    """The Python functions in which the steps spend their time."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
 
 
 def prepare(case: Case, images: int) -> tuple[DictConfig, PairDataModule]:
@@ -104,18 +133,6 @@ def prepare(case: Case, images: int) -> tuple[DictConfig, PairDataModule]:
     lengths = random.integers(case.words[0], case.words[1] + 1, images * CAPTIONS_PER_IMAGE)
     text_features = random_features(random, lengths, case.text_dim)
     return cfg, PairDataModule(numbered_items(images), image_features, text_features, case.batch_size, seed=SEED)
-
-
-def random_features(random: np.random.Generator, lengths: np.ndarray, dim: int) -> RaggedFeatures:
-    """Sets of these lengths, float16."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return RaggedFeatures(random.standard_normal((offsets[-1], dim), np.float32).astype(np.float16), offsets)
-
-
-def numbered_items(images: int) -> Items:
-    """Training images 0 … n − 1 with their captions."""
-    captions = (Caption(row, row // CAPTIONS_PER_IMAGE, f"caption {row}") for row in range(images * CAPTIONS_PER_IMAGE))
-    return Items("random", tuple(ImageItem(row, "train") for row in range(images)), tuple(captions))
 
 
 def through_lightning(setting: Setting, losses: Losses) -> float:
@@ -167,7 +184,7 @@ def bare_loop(setting: Setting, losses: Losses) -> float:
     model = setting.new_model().to(setting.device).train()
     configured = model.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    data = BareData(setting.datamodule)
+    data = setting.bare
     step, epoch, start = 0, 0, 0.0
     while step < setting.warmup + setting.steps:
         torch.manual_seed(SEED + epoch)
@@ -233,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--repeats", type=int, default=5, help="alternations")
     parser.add_argument("--images", type=int, default=5000, help="images, each with five captions")
+    parser.add_argument("--profile", action="store_true", help="first, where xmodal's time goes, by Python function")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 

