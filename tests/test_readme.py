@@ -14,6 +14,7 @@ import pytest
 
 from xmodal.config.check import check
 from xmodal.config.command_line import compose
+from xmodal.experiment.embedded_run import constructed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,9 +27,12 @@ LINES = [
 ]
 SET_UP, COMMANDS = LINES[:2], LINES[2:]
 TRAINING = [line for line in COMMANDS if line.startswith("python train.py") and "--help" not in line]
-EXTRACTION = [line for line in COMMANDS if line.startswith("xmodal extract")]
-EVALUATION = [line for line in COMMANDS if line.startswith(("xmodal evaluate ", "xmodal compare "))]
-OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + EVALUATION]
+EXTRACTION = [line for line in COMMANDS if line.startswith(("xmodal extract ", "torchrun "))]
+FEATURES = [line for line in COMMANDS if line.startswith("xmodal features ")]
+ZERO_SHOT = [line for line in COMMANDS if line.startswith("xmodal evaluate --zero-shot ")]
+OF_RUNS = [line for line in COMMANDS if line.startswith(("xmodal evaluate ", "xmodal compare "))]
+EVALUATION = [line for line in OF_RUNS if line not in ZERO_SHOT]
+OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + FEATURES + OF_RUNS]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -61,8 +65,10 @@ def test_set_up_lines_come_first_and_are_what_ci_runs():
 def test_every_command_is_of_a_known_kind():
     assert OTHERS == ["python train.py --help"]
     assert len(TRAINING) >= 10
-    assert len(EXTRACTION) == 3
+    assert len(EXTRACTION) == 5
+    assert len(FEATURES) == 4
     assert len(EVALUATION) >= 10
+    assert len(ZERO_SHOT) == 3
 
 
 def shortened(line: str) -> tuple[str, ...]:
@@ -81,12 +87,14 @@ def test_training_line_runs_end_to_end(run, words, outputs):
         assert "Extracting" not in done.stdout + done.stderr, "debug=fast writes nothing into the feature store"
 
 
-@pytest.mark.parametrize("line", [line for line in TRAINING + EXTRACTION if needs_absent_data(line)])
+@pytest.mark.parametrize("line", [line for line in TRAINING + EXTRACTION + ZERO_SHOT if needs_absent_data(line)])
 def test_line_with_absent_data_composes(line):
     overrides = [word for word in shlex.split(line)[2:] if "=" in word]
     absent = ("no such", "is absent", "does not exist", "doesn't exist", "there is no file", "there is no folder")
-    faults = [fault for fault in check(compose(overrides)) if not any(words in fault for words in absent)]
-    assert faults == []
+    cfg = compose(overrides)
+    assert [fault for fault in check(cfg) if not any(words in fault for words in absent)] == []
+    for side in ("image_encoder", "text_encoder"):
+        constructed(cfg[side])  # which knows the names of timm's models, say
 
 
 @pytest.mark.slow
@@ -109,6 +117,12 @@ def test_help_explains_every_group_and_option_of_the_readme(run, outputs):
 
 def test_figures_are_filled_in():
     assert "@@" not in TEXT
+
+
+def test_scripts_that_are_named_exist():
+    named = set(re.findall(r"\bbenchmarks/[\w/.-]*\.py\b", TEXT))
+    assert "benchmarks/training.py" in named
+    assert [script for script in sorted(named) if not (ROOT / script).is_file()] == []
 
 
 def test_table_of_groups_lists_the_options_of_conf():
@@ -154,6 +168,24 @@ def made(tmp_path_factory):
     return Made(folder, experiment.folder, other, folder / "scenes", given)
 
 
+@pytest.mark.slow
+def test_lines_about_stored_features_run_in_their_order(made, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    shutil.copytree(made.folder / "features", tmp_path / "outputs" / "features")
+    monkeypatch.chdir(tmp_path)
+    image, text = sorted(path.stem for path in (tmp_path / "outputs").rglob("*.h5"))
+    printed = []
+    for line in FEATURES:
+        assert main(shlex.split(line.replace("<key>", image.rpartition("-")[2]))[1:]) == 0, capsys.readouterr().err
+        printed.append(capsys.readouterr().out)
+    assert all(stem.rpartition("-")[2] in printed[0] for stem in (image, text))
+    assert printed[1].count("sound") == 2
+    assert printed[2].startswith("Removed 1 of 1")
+    assert printed[3].startswith("Nothing to remove")
+    assert [path.stem for path in (tmp_path / "outputs").rglob("*.h5")] == [text]
+
+
 def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
 
@@ -193,3 +225,15 @@ def test_evaluation_line_runs(line, made, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ("i2t_R1" if words[1] == "compare" else "image → text") in printed
     assert "--json" not in words or json.loads(Path(words[words.index("--json") + 1]).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in ZERO_SHOT if not needs_absent_data(line)])
+def test_zero_shot_line_runs(line, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(line)[1:], *FEW_SCENES, "data.image_size=64", f"paths.output_dir={tmp_path}"]) == 0
+    assert "zero-shot" in capsys.readouterr().out
+    assert "rsum" in Path("figures.json").read_text()
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["zero_shot.scenes.evaluation_test_gallery_all.npz"]
