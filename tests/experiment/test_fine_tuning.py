@@ -28,9 +28,9 @@ from xmodal.tokens import tokenize
 BERT = ("text_encoder=bert", *(f"text_encoder.{line}" for line in ("hidden_size=16", "num_layers=2", "num_heads=2")))
 # photos of 160 × 160 pixels for a network of a few thousand parameters
 TINY_RESNET = ("image_encoder=timm", "image_encoder.model=test_resnet.r160_in1k", "image_encoder.weights=null")
-# photos have up to three regions, and random weights are sure of none of them
+# three regions of a photo, however unsure of them random weights are
 SMALL = ("min_size=64", "max_size=64", "num_regions=3", "score_threshold=0.0")
-DETECTOR = ("image_encoder=frcnn", *(f"image_encoder.{line}" for line in SMALL), "model.image_tower.standardize=false")
+DETECTOR = ("image_encoder=frcnn", *(f"image_encoder.{line}" for line in SMALL))
 FEW = ("data.train_size=6", "data.val_size=4", "data.test_size=4", "data.batch_size=16")
 EXACT = (
     "features.dtype=float32",
@@ -102,7 +102,7 @@ class WholeDetector(nn.Module):
         super().__init__()
         assert layers == 1
         self.network = copy.deepcopy(encoder.network).eval().requires_grad_(False)
-        self.trained = self.network.roi_heads.box_head.fc7.requires_grad_(True)
+        self.trained = copy.deepcopy(self.network.roi_heads.box_head.fc7).requires_grad_(True)
 
     def forward(self, photos: Sequence[Path]) -> tuple[Tensor, Tensor]:
         seen = {path: self.regions(path) for path in dict.fromkeys(photos)}
@@ -177,7 +177,13 @@ def train_without_cache(experiment, side: str, whole: nn.Module, learned: list[T
 def test_training_from_the_cut_is_training_without_a_cache(workshop, network, layers, settings):
     side = "image" if network is WholeDetector else "text"
     few = (
-        ("data.train_size=4", "data.val_size=2", "data.test_size=2", f"data.root={workshop.root}/four")
+        (
+            "data.batch_size=16",
+            "data.train_size=4",
+            "data.val_size=2",
+            "data.test_size=2",
+            f"data.root={workshop.root}/four",
+        )
         if side == "image"
         else ()
     )

@@ -98,6 +98,11 @@ def test_a_run_without_damaged_photos_and_every_later_figure_of_it(
     for path, content in whole.items():
         path.write_bytes(content)
     assert later() == lost_now, "repaired photos don't come back into the figures"
+    last = f"ckpt_path={experiment.folder / 'checkpoints' / 'last.ckpt'}"
+    with caplog.at_level("INFO"):
+        resumed = Experiment.build(config(folder, "data.on_error=skip", last))
+    assert resumed.datamodule.items == experiment.datamodule.items, "nor into a run that goes on"
+    assert "data.exclude has the 2 images that its run left out, and data.on_error=skip leaves out no" in caplog.text
     figures, description = lost_now
     assert figures == {name: metrics[name] for name in figures}
     assert "4 images, 20 captions, 2 images of the data set left out" in description

@@ -1,0 +1,43 @@
+"""What a run that goes on takes from the one before; the rest is in test_resume.py and test_fine_tuning.py."""
+
+import logging
+
+import pytest
+
+from xmodal.config.command_line import compose
+from xmodal.config.values import resolved
+from xmodal.experiment.resuming import EarlierRun
+
+
+def earlier(*overrides: str) -> EarlierRun:
+    return EarlierRun("last.ckpt", resolved(compose(list(overrides))), {})
+
+
+@pytest.mark.parametrize(
+    ("before", "typed", "expected"),
+    [
+        ("[]", [], ([], "error")),
+        ("[3,x.jpg]", [], ([3, "x.jpg"], "error")),
+        ("[3,x.jpg]", ["data.exclude=['3',7]"], ([3, "x.jpg", 7], "error")),
+        ("[]", ["data.on_error=skip"], ([], "error")),
+        ("[3]", ["data.on_error=skip"], ([3], "error")),
+        ("[3]", ["data.on_error=skip", "data.name=another"], ([], "skip")),
+    ],
+)
+def test_items_are_those_of_the_earlier_run(before: str, typed: list[str], expected: tuple[list, str]) -> None:
+    cfg = earlier(f"data.exclude={before}").taken_up(compose(typed))
+    assert (list(cfg.data.exclude), cfg.data.on_error) == expected
+
+
+def test_a_run_from_before_photos_could_be_left_out_says_nothing_of_items() -> None:
+    run = earlier()
+    del run.config["data"]["exclude"], run.config["data"]["on_error"]
+    assert run.taken_up(compose(["data.on_error=skip"])).data.on_error == "skip"
+
+
+def test_taking_other_items_than_typed_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        earlier("data.exclude=[3]").taken_up(compose(["data.exclude=[3]"]))
+        assert caplog.text == ""
+        earlier("data.exclude=[3]").taken_up(compose([]))
+    assert "Going on with the items of ckpt_path=last.ckpt: data.exclude has the 1 image that its run" in caplog.text
