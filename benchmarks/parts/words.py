@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from alternation import alternate, seconds
 from parts.inputs import Inputs, new_store, prepared
-from xmodal.features.word_codes import extract_words
 
 from xmodal.data.karpathy import KarpathyData
 from xmodal.encoders.fasttext import FastTextEncoder
 from xmodal.encoders.word_vectors import WordVectors
 from xmodal.features.store import FeatureStore
+from xmodal.features.word_codes import extract_words
 from xmodal.tokens import tokenize
 
 MIB = 2**20
