@@ -115,8 +115,8 @@ def test_captions_of_images_beyond_the_limit_are_left_out():
 
 def test_captions_whose_images_are_not_in_the_gallery_take_no_part():
     callback, data = RetrievalEvaluation(FlatIndex()), datamodule(images=6, captions=1, batch_size=2)
-    data.items = Items(data.items.name, data.items.images, tuple(reversed(data.items.captions)))
-    data.text_features = data.text_features.select(np.arange(12)[::-1])
+    items = Items(data.items.name, data.items.images, tuple(reversed(data.items.captions)))
+    data = PairDataModule(items, data.image_features, data.text_features.select(np.arange(12)[::-1]), batch_size=2)
     trained(model(TripletLoss()), data, callback, epochs=1, limit_val_batches=2)
     images, captions = callback.retrieved.image_rows.tolist(), callback.retrieved.caption_rows.tolist()
     assert images == [6, 7, 8, 9]

@@ -18,7 +18,9 @@ from xmodal.config.command_line import compose
 from xmodal.config.evaluation import RERANKINGS, SIMILARITIES, EvaluationOptions
 from xmodal.errors import DataError
 from xmodal.experiment import evaluation
-from xmodal.experiment.run import Experiment
+from xmodal.experiment.features import load_dataset
+from xmodal.experiment.parts import build_parts
+from xmodal.experiment.run import Experiment, build_datamodule
 from xmodal.experiment.summary import print_summary
 from xmodal.models import checkpoint
 from xmodal.retrieval import hubness
@@ -121,7 +123,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def embedded(run: Trained) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All images and captions, one by one, with the image row of each caption."""
     model = checkpoint.load(run.folder / "checkpoints" / "best.ckpt")
-    data = run.experiment.datamodule
+    cfg = run.experiment.cfg  # read anew, because the run's own data module holds pooled captions by now
+    parts = build_parts(cfg)
+    data = build_datamodule(cfg, parts, load_dataset(cfg, parts))
 
     def one_by_one(features, embed):
         batches = (features.pad(np.array([row]), np.array([row])) for row in range(len(features)))
