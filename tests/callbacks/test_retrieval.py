@@ -1,11 +1,13 @@
 """The validation hook in a real, tiny training."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from xmodal.aggregators.mean import MeanAggregator
 from xmodal.callbacks.retrieval import RetrievalEvaluation, pair_loss
@@ -16,6 +18,7 @@ from xmodal.losses.triplet import TripletLoss
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.projection import Projection
 from xmodal.models.tower import Tower
+from xmodal.retrieval.evaluate import evaluate_retrieval
 from xmodal.retrieval.index import FlatIndex, IVFPQIndex
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
 
@@ -24,9 +27,9 @@ def tower() -> Tower:
     return Tower(5, MeanAggregator(5), partial(Projection, output_dim=4, num_layers=1), standardize=False)
 
 
-def model(loss: TripletLoss, lr: float = 0.0) -> DualEncoder:
+def model(loss: nn.Module, lr: float = 0.0, **options: Any) -> DualEncoder:
     torch.manual_seed(0)
-    return DualEncoder(tower(), tower(), loss, partial(torch.optim.SGD, lr=lr))
+    return DualEncoder(tower(), tower(), loss, partial(torch.optim.SGD, lr=lr), **options)
 
 
 def datamodule(images: int = 8, captions: int = 3, batch_size: int = 4, **options: str) -> PairDataModule:
@@ -158,6 +161,41 @@ def naive_map(queries, gallery, query_labels, gallery_labels, is_itself=False):
         if places:
             precisions.append(sum((n + 1) / place for n, place in enumerate(places)) / len(places))
     return 100 * sum(precisions) / len(precisions)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("relevance", ["instance", "class"])
+def test_figures_of_each_matryoshka_size_are_those_of_the_first_dimensions(similarity, relevance):
+    callback, data = RetrievalEvaluation(FlatIndex(), ks=(2,)), datamodule(relevance=relevance)
+    module = model(TripletLoss(), similarity=similarity, matryoshka=[2, 3])
+    (row,) = trained(module, data, callback, epochs=1)
+    image, text = embeddings_of(module, data, callback.retrieved)
+    ids = callback.retrieved.image_rows
+    own = data.items.caption_images[callback.retrieved.caption_rows]
+    labels = {} if relevance == "instance" else {"image_labels": data.labels[ids], "text_labels": data.labels[own]}
+    for size in (2, 3):
+        expected = evaluate_retrieval(image[:, :size], text[:, :size], ids, own, similarity, (2,), **labels).metrics
+        found = {name.removeprefix(f"val/dim{size}/"): row[name] for name in row if f"dim{size}/" in name}
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert row["val/dim2/rsum"] != row["val/rsum"]
+    assert not any("dim4" in name for name in row)
+
+
+def test_training_by_label_is_validated_by_label():
+    data, callback = datamodule(), RetrievalEvaluation(FlatIndex())
+    module = model(TripletLoss(margin=2.0, siblings="positive"), relevance="label")
+    module.objective.use_labels(data.items.labels)
+    (row,) = trained(module, data, callback, epochs=1)
+    image, text = embeddings_of(module, data, callback.retrieved)
+    own = torch.from_numpy(data.items.caption_images[callback.retrieved.caption_rows])
+    ids = torch.from_numpy(callback.retrieved.image_rows)
+    _, codes = np.unique(data.items.labels, return_inverse=True)
+    torch.manual_seed(0)
+    losses = []
+    for rows in torch.randperm(len(text)).split(4):
+        own_images = torch.stack([image[ids == i][0] for i in own[rows]])
+        losses.append(module.loss.eval()(own_images, text[rows], torch.from_numpy(codes)[own[rows]]).item())
+    assert row["val/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("batches", [1.0, 2])

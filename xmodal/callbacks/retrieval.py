@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xmodal.errors import ConfigError
+from xmodal.losses.comparison import EmbeddedPairs
 from xmodal.models.dual_encoder import DualEncoder
+from xmodal.models.processes import share_buffers
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
 from xmodal.retrieval.index import FlatIndex, Index, index_recall
 from xmodal.types import FeatureBatch
@@ -36,6 +39,21 @@ class Retrieved:
         return image_row == other or (self.labels is not None and bool(self.labels[image_row] == self.labels[other]))
 
 
+class EmbeddedSplit(NamedTuple):
+    """The embeddings of one evaluation: N images, M captions, and the images' rows in the data set."""
+
+    image: Float[Tensor, "N E"]
+    text: Float[Tensor, "M E"]
+    image_ids: Int[Tensor, "N"]
+    text_image_ids: Int[Tensor, "M"]
+
+    @property
+    def image_of_text(self) -> Int[Tensor, "M"]:
+        """Row of ``image`` that each caption belongs to."""
+        order = self.image_ids.argsort()
+        return order[torch.searchsorted(self.image_ids[order], self.text_image_ids)]
+
+
 class RetrievalEvaluation(pl.Callback):
     """Gathers the embeddings of a split, builds the index over both galleries and logs exact retrieval metrics.
 
@@ -43,6 +61,8 @@ class RetrievalEvaluation(pl.Callback):
     is by class, ``val/i2i_mAP``, ``val/t2t_mAP`` and their like too. Figures come from exact ranks (ties count against
     the model); the FAISS index gives the top-5 lists that pictures show. Where it is an approximate one,
     ``val/i2t_index_recall@5`` and ``val/t2i_index_recall@5`` say how much of the exact lists it finds, in percent.
+    Until the end hook of the validation (or test), ``gathered`` holds the embeddings for callbacks behind this one.
+    With ``matryoshka=[64]``, ``val/dim64/i2t_R1`` and so on are the figures of the first 64 dimensions alone.
 
     Args:
         index: the kind of FAISS index (``conf/index``).
@@ -59,10 +79,12 @@ class RetrievalEvaluation(pl.Callback):
         self.index = index
         self.ks = tuple(sorted({1, 5, 10, *ks}))
         self.retrieved: Retrieved | None = None
+        self.gathered: EmbeddedSplit | None = None
         self._embeddings: dict[int, list[Tensor]] = {}
         self._rows: dict[int, list[Tensor]] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        share_buffers(pl_module)
         self._embeddings = {0: [], 1: []}
         self._rows = {0: [], 1: []}
 
@@ -82,6 +104,9 @@ class RetrievalEvaluation(pl.Callback):
         if not trainer.sanity_checking:
             self._evaluate(trainer, pl_module, "val")
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.gathered = None  # callbacks after this one have had them
+
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_validation_epoch_start(trainer, pl_module)
 
@@ -90,6 +115,9 @@ class RetrievalEvaluation(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluate(trainer, pl_module, "test")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.gathered = None
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule, role: str) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set when fit or test is called
@@ -100,16 +128,16 @@ class RetrievalEvaluation(pl.Callback):
         caption_rows = datamodule.caption_rows(role)[: len(text)][known.numpy()]
         text, text_image_ids = text[known.to(text.device)], text_image_ids[known]
         labels = datamodule.labels
-        result = evaluate_retrieval(
-            image,
-            text,
-            image_ids,
-            text_image_ids,
+        figures_of = partial(
+            evaluate_retrieval,
+            image_ids=image_ids,
+            text_image_ids=text_image_ids,
             similarity=module.similarity,
             ks=self.ks,
             image_labels=None if labels is None else labels[image_ids.numpy()],
             text_labels=None if labels is None else labels[text_image_ids.numpy()],
         )
+        result = figures_of(image, text)
         captions, captions_recall = self._search(text, image, module.similarity)
         images, images_recall = self._search(image, text, module.similarity)
         self.retrieved = Retrieved(result, image_ids.numpy(), caption_rows, captions, images, labels)
@@ -117,11 +145,15 @@ class RetrievalEvaluation(pl.Callback):
         metrics = result.metrics | {
             f"{way}_index_recall@{TOP_K}": recall for way, recall in recalls.items() if recall is not None
         }
+        for size in module.objective.sizes_below(image.shape[1]):
+            smaller = figures_of(image[:, :size], text[:, :size]).metrics
+            metrics |= {f"dim{size}/{name}": value for name, value in smaller.items()}
         metrics["loss"] = pair_loss(module, image, text, image_ids, text_image_ids, datamodule.batch_size)
         named = {f"{role}/{name}": value for name, value in metrics.items()}
         # every process evaluates the whole gallery; the mean makes them agree to the last digit on which epoch is best
         module.log_dict(named, prog_bar=False, batch_size=1, sync_dist=True)
         self._embeddings, self._rows = {}, {}
+        self.gathered = EmbeddedSplit(image, text, image_ids, text_image_ids)
 
     def _search(
         self, gallery: Float[Tensor, "N E"], queries: Float[Tensor, "Q E"], similarity: str
@@ -149,8 +181,9 @@ def pair_loss(
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
         torch.manual_seed(_PAIRING_SEED)
         batches = torch.randperm(len(text)).split(batch_size)
-        losses = [
-            module.loss(image[image_of_text[rows]], text[rows], text_image_ids[rows].to(image.device)) * len(rows)
+        pairs = (
+            EmbeddedPairs(image[image_of_text[rows]], text[rows], text_image_ids[rows].to(image.device))
             for rows in batches
-        ]
+        )
+        losses = [module.objective(batch) * len(batch.image_ids) for batch in pairs]
     return float(torch.stack(losses).sum() / len(text))

@@ -24,6 +24,7 @@ class Embedded:
         image_queries, text_queries: which are queries; None for all.
         bank_images, bank_texts: training queries for a hubness correction; None without one.
         ks: cut-offs of recall@K, beside 1, 5 and 10.
+        sizes: first dimensions that were trained to be embeddings of their own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Embedded:
     bank_images: Float[Tensor, "A E"] | None = None
     bank_texts: Float[Tensor, "B E"] | None = None
     ks: tuple[int, ...] = (1, 5, 10)
+    sizes: tuple[int, ...] = ()
 
 
 def counted(images: int, captions: int) -> str:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,19 @@ def evaluate(embedded: Embedded, options: EvaluationOptions) -> Evaluation:
     figures: dict[str, float] = {}
     for suffix, one in by_suffix.items():
         figures |= flat_figures(embedded.name + suffix, one)
+    figures |= _at_smaller_sizes(embedded, options)
     records = {suffix: _record(embedded, embedded.name + suffix, one) for suffix, one in by_suffix.items()}
     return Evaluation(embedded, result, figures, records)
+
+
+def _at_smaller_sizes(embedded: Embedded, options: EvaluationOptions) -> dict[str, float]:
+    """Figures of the first dimensions alone, where they were trained to be embeddings: ``test/dim64/i2t_R1`` …"""
+    points = replace(options, bootstrap=0, rerank=None)
+    figures: dict[str, float] = {}
+    for size in embedded.sizes:
+        smaller = replace(embedded, image=embedded.image[:, :size], text=embedded.text[:, :size])
+        figures |= flat_figures(f"{embedded.name}/dim{size}", _result(smaller, points))
+    return figures
 
 
 def save(found: Evaluation, targets: Targets) -> None:
