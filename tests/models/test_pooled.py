@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from xmodal.aggregators.attention import AttentionAggregator
+from xmodal.aggregators.concat import ConcatAggregator
 from xmodal.aggregators.lstm import LSTMAggregator
 from xmodal.aggregators.max import MaxAggregator
 from xmodal.aggregators.mean import MeanAggregator
@@ -21,7 +24,7 @@ from xmodal.models.tower import Tower
 from xmodal.types import FeatureSource, RaggedFeatures
 
 ROOM = 10**6
-KINDS = [SumAggregator, MeanAggregator, MaxAggregator]
+KINDS = [SumAggregator, MeanAggregator, MaxAggregator, partial(ConcatAggregator, length=3)]
 
 
 def _tower(aggregator: nn.Module, **options) -> Tower:
@@ -54,7 +57,13 @@ def _on_disk(path: Path, features: RaggedFeatures) -> FeatureFile:
     batch_size=st.integers(1, 10),
 )
 def test_pooled_once_equals_the_tower_that_pools(
-    lengths: list[int], kind: type, standardize: bool, coded: bool, on_disk: bool, batch_size: int, tmp_path: Path
+    lengths: list[int],
+    kind: Callable[..., nn.Module],
+    standardize: bool,
+    coded: bool,
+    on_disk: bool,
+    batch_size: int,
+    tmp_path: Path,
 ) -> None:
     features = _features(lengths, coded)
     source: FeatureSource = _on_disk(tmp_path / "f.h5", features) if on_disk else features
@@ -95,9 +104,11 @@ class Normalising(nn.Module):
 
 def test_what_changes_from_epoch_to_epoch_is_not_pooled_once() -> None:
     features = _features([2, 0, 3])
-    for changing in (LSTMAggregator(3, 4), Dropping(0.1), Normalising()):
+    for changing in (LSTMAggregator(3, 4), AttentionAggregator(3), Dropping(0.1), Normalising()):
         assert pool_once(_tower(changing), features, 2, ROOM) is None
-    assert pool_once(_tower(MeanAggregator(3), feature_dropout=0.1), features, 2, ROOM) is None
+    projection = partial(Projection, output_dim=3)
+    for changing in ({"feature_dropout": 0.1}, {"element_dropout": 0.1}, {"vector_projection": projection}):
+        assert pool_once(_tower(MeanAggregator(3), **changing), features, 2, ROOM) is None
     cut = _tower(MeanAggregator(3))
     cut.attach(nn.Identity())
     assert pool_once(cut, features, 2, ROOM) is None

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from xmodal.aggregators.sequences import between
 from xmodal.errors import ConfigError
 
 
@@ -39,18 +40,9 @@ class LSTMAggregator(nn.Module):
         self.lstm = nn.LSTM(feature_dim, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional)
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
-        lengths = mask.sum(dim=1) + 2
+        sequence, lengths = between(self.bos, self.eos, x, mask)
         # Packed, steps of short sets are skipped: 300 ms against 390 ms per training step on one core for 128
         # captions of 2 to 34 vectors (D 50, hidden size 512), and the backward reading needs it anyway.
-        packed = pack_padded_sequence(self._wrap(x, mask), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(sequence, lengths.cpu(), batch_first=True, enforce_sorted=False)
         last = self.lstm(packed)[1][0]  # (layers · directions, B, hidden_size)
         return torch.cat((last[-2], last[-1]), dim=1) if self.lstm.bidirectional else last[-1]
-
-    def _wrap(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L+2 D"]:
-        """Each set between ``<bos>`` and ``<eos>``, without gaps; the padding behind it is zero, whatever it was."""
-        wrapped = self.bos.new_zeros(x.shape[0], x.shape[1] + 2, x.shape[2])
-        sets, _ = mask.nonzero(as_tuple=True)
-        wrapped[sets, mask.cumsum(dim=1)[mask]] = x[mask].to(wrapped.dtype)
-        wrapped[:, 0] = self.bos
-        wrapped[torch.arange(len(x), device=x.device), mask.sum(dim=1) + 1] = self.eos
-        return wrapped

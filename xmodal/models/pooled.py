@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 def pool_once(tower: Tower, features: FeatureSource, batch_size: int, most_bytes: int) -> RaggedFeatures | None:
     """What ``tower.pool`` makes of every set: N sets of one vector (H,) float32; None where that would change training.
 
-    It would where the aggregator has parameters, buffers or drop-out, where features are dropped
-    (``feature_dropout``), or where a trainable tail comes first. Also None where it is pointless, each set being one
-    vector already, and where the vectors are too large.
+    It would where the aggregator has parameters, buffers or drop-out, where features or vectors are dropped
+    (``feature_dropout``, ``element_dropout``), or where a trainable tail or a vector projection comes first.
+    Also None where it is pointless, each set being one vector already, and where the vectors are too large.
 
     Args:
         tower: with its standardisation fitted; left in the mode that it was in.
@@ -62,7 +62,9 @@ def _is_fixed(tower: Tower) -> bool:
     """Whether pooling a set gives the same vector in every epoch, in training and out of it."""
     aggregator = tower.aggregator
     learned = [*aggregator.parameters(), *aggregator.buffers()]
-    return tower.tail is None and not learned and not _drops(aggregator) and tower.feature_dropout.p == 0
+    comes_first = tower.tail is not None or tower.vector_projection is not None
+    drops = tower.feature_dropout.p > 0 or tower.element_dropout.p > 0 or _drops(aggregator)
+    return not (comes_first or learned or drops)
 
 
 def _drops(module: nn.Module) -> bool:
