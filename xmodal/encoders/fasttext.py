@@ -18,7 +18,8 @@ from xmodal.atomic import complete_file
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.trainable import marked, range_faults
 from xmodal.encoders.weights import UNREADABLE, first_line
-from xmodal.encoders.word_vectors import WordVectors, distinct, read_vectors, rows_of, train_vectors, unusable
+from xmodal.encoders.word_sets import distinct, sets_of
+from xmodal.encoders.word_vectors import WordVectors, read_vectors, train_vectors, unusable
 from xmodal.errors import ConfigError, WeightsError
 from xmodal.tokens import tokenize
 from xmodal.types import FeatureSet
@@ -186,9 +187,7 @@ class FastTextEncoder:
         return sum(len(tokenize(item)) for item in items)
 
     def encode(self, batch: list[list[str]]) -> list[FeatureSet]:
-        names, vectors = self.known(distinct(batch))
-        rows, lengths = rows_of(names, batch)
-        return list(torch.from_numpy(vectors[rows]).split(lengths.tolist()))
+        return sets_of(self, batch)
 
     def tail(self) -> "WordTableTail":
         """The trained words' vectors, to begin with those of the table."""

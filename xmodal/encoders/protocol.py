@@ -147,7 +147,8 @@ class Tail(Protocol):
     """The trainable layers behind the cut: sets of vectors at the cut → the sets that the frozen encoder would give.
 
     A ``torch.nn.Module``; ``forward(x, mask)`` takes x (B, L, D), mask (B, L) and returns (B, M, F), (B, M) with
-    F = ``output_dim``.
+    F = ``output_dim``. With a true attribute ``learns_with_heads`` (see `xmodal.encoders.trainable`) it is trained at
+    the optimizer's own rate and from the first epoch on, as what starts from random numbers has to be.
     """
 
     output_dim: int

@@ -31,6 +31,15 @@ def trainable(layers: Layers) -> Layers:
     return deepcopy(layers).cpu().requires_grad_(True)
 
 
+def learns_with_heads(tail: nn.Module) -> bool:
+    """Whether a tail learns as the heads do: at the optimizer's own rate, from the first epoch on.
+
+    A tail says so by an attribute of this name. ``optimizer.tail_lr_factor`` and ``unfreeze_epoch`` spare what was
+    learned before; a tail that starts from random numbers has nothing to be spared.
+    """
+    return bool(getattr(tail, "learns_with_heads", False))
+
+
 def make_buffers(network: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
     """Turn these parameters, which optimizers would look for gradients of, into part of the state, names unchanged."""
     fixed = {id(parameter) for parameter in chosen}

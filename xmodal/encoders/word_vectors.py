@@ -1,5 +1,6 @@
 """A table of word vectors: read from a file or trained on captions, looked up, and carried in a checkpoint."""
 
+import gzip
 import logging
 import struct
 import zlib
@@ -15,11 +16,13 @@ from gensim.models import FastText, KeyedVectors
 from gensim.models.fasttext import FastTextKeyedVectors, ft_ngram_hashes, load_facebook_vectors
 
 from xmodal.encoders.weights import digest
+from xmodal.encoders.word_sets import distinct, rows_of
 from xmodal.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".bin", ".vec", ".vec.gz")
+_FASTTEXT_MAGIC = 793712314  # first number of a Facebook .bin
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, NotImplementedError, AssertionError, struct.error, zlib.error)
 
 
@@ -90,19 +93,6 @@ class WordVectors:
         return cls(tuple(state["words"]), vectors, ngrams, state.get("min_n", 0), state.get("max_n", 0))
 
 
-def distinct(sentences: Iterable[Sequence[str]]) -> list[str]:
-    """The words of all sentences, each once, in the order in which they first occur."""
-    return list(dict.fromkeys(word for sentence in sentences for word in sentence))
-
-
-def rows_of(words: Sequence[str], sentences: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Place in ``words`` of every word of the sentences that is there, end to end, and their number in each."""
-    order = {word: row for row, word in enumerate(words)}
-    rows = [[order[word] for word in sentence if word in order] for sentence in sentences]
-    flat = np.array([row for some in rows for row in some], dtype=np.int64)
-    return flat, np.array([len(some) for some in rows], dtype=np.int64)
-
-
 def read_vectors(path: Path) -> WordVectors:
     """Read a Facebook ``.bin``, or a ``.vec`` / ``.vec.gz`` in word2vec's text format.
 
@@ -137,6 +127,19 @@ def unusable(path: Path) -> list[str]:
             f"text_encoder.vectors: no file {path}; give a file, or null to train vectors on the training captions."
         ]
     return []
+
+
+def stated_width(path: Path) -> int | None:
+    """Width of the vectors as the beginning of the file states it; None where nothing of the kind can be read."""
+    try:
+        if path.suffix == ".bin":
+            with path.open("rb") as file:
+                magic, _, width = struct.unpack("<3i", file.read(12))
+            return int(width) if magic == _FASTTEXT_MAGIC else None
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return int(file.readline(100).split()[1])
+    except (*_DAMAGED, IndexError):
+        return None
 
 
 def train_vectors(sentences: Sequence[Sequence[str]], seed: int, **parameters: Any) -> WordVectors:

@@ -124,7 +124,7 @@ def _with_layers_to_train(parts: Parts) -> list[str]:
     """An encoder that is cut gives what its missing layers would take."""
     return [
         f"{side}_encoder.trainable_layers={layers}: --zero-shot trains nothing and takes encoders as they are. Leave "
-        "it out."
+        "it out, or choose an encoder that does without."
         for side, encoder in _encoders(parts).items()
         if (layers := trainable_layers(encoder)) != 0
     ]
