@@ -72,6 +72,17 @@ def test_training_measures_the_same_training_twice(run: Callable[..., str]) -> N
 
 
 @pytest.mark.slow
+def test_vsepp_beside_the_published_procedure(run: Callable[..., str]) -> None:
+    printed = run("training.py", "--case=vsepp", "--steps=2", "--warmup=1", "--repeats=1", "--clock=cpu")
+    ways = ("in any order", "by length", "in any order, bf16-mixed", "by length, bf16-mixed")
+    assert kinds(comparisons(printed)) == [(f"vsepp, {way}", "captions/s", "published") for way in ways]
+    counts = re.search(r"parameters: xmodal ([\d,]+), published ([\d,]+)", printed)
+    assert counts is not None
+    ours, published = (int(count.replace(",", "")) for count in counts.groups())
+    assert published - ours == 300  # the vector of padding
+
+
+@pytest.mark.slow
 def test_bert_beside_other_ways_to_the_same_vectors(run: Callable[..., str]) -> None:
     pytest.importorskip("sentence_transformers")
     printed = run("extraction.py", "--part=bert", "--captions=23", "--limit=1", "--repeats=1")

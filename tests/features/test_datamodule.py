@@ -1,4 +1,5 @@
 import weakref
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from xmodal.data.items import Items
 from xmodal.errors import ConfigError, DataError, FeatureError
-from xmodal.features.datamodule import EpochShuffle, PairDataModule, SetReader
+from xmodal.features.datamodule import PairDataModule, SetReader
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
 
 COUNTS = [2, 1, 3, 0, 2, 5, 1, 4]
@@ -138,10 +139,6 @@ def test_the_order_depends_on_seed_and_epoch_alone(items: Items) -> None:
     assert _order(PairDataModule(items, *features, batch_size=4, seed=4).train_dataloader()) != first
 
 
-def test_seed_and_epoch_do_not_stand_in_for_one_another() -> None:
-    assert list(EpochShuffle(50, seed=0, epoch=1)) != list(EpochShuffle(50, seed=1, epoch=0))
-
-
 class Recorder(pl.LightningModule):
     """Trains one number and remembers which captions came in which epoch."""
 
@@ -186,6 +183,42 @@ def test_lightning_shuffles_by_epoch_and_a_resumed_run_goes_on_in_the_same_order
     assert resumed.orders == {2: whole.orders[2]}
 
 
+@pytest.mark.parametrize("options", [{"group_by_length": True}, {"captions_together": 2}])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_composed_batches_train_on_every_caption_and_a_resumed_run_goes_on(
+    items: Items, tmp_path, options: dict, num_workers: int
+) -> None:
+    lengths = [1 + k % 4 for k in range(sum(COUNTS))]
+
+    def module() -> PairDataModule:
+        images, texts = _marked([1] * len(COUNTS)), _marked(lengths)
+        return PairDataModule(items, images, texts, batch_size=4, num_workers=num_workers, seed=5, **options)
+
+    for batch in module().train_dataloader():
+        captions = batch.text.x[:, 0, 0].long().tolist()
+        assert batch.text.mask.sum(dim=1).tolist() == [lengths[k] for k in captions]
+        assert batch.image.image_ids.tolist() == items.caption_images[captions].tolist()
+        assert batch.image.x[:, 0, 0].tolist() == batch.image.image_ids.tolist()
+    whole = _fit(module(), tmp_path, 3)
+    assert len({tuple(order) for order in whole.orders.values()}) == 3
+    assert all(sorted(order) == items.caption_rows("train").tolist() for order in whole.orders.values())
+    _fit(module(), tmp_path, 2)
+    assert _fit(module(), tmp_path, 3, ckpt_path=tmp_path / "last.ckpt").orders == {2: whole.orders[2]}
+
+
+def test_batches_by_length_have_little_padding_and_those_by_image_siblings(items: Items) -> None:
+    images, texts = _marked([1] * len(COUNTS)), _marked([1 + k % 4 for k in range(sum(COUNTS))])
+    by_length = PairDataModule(items, images, texts, batch_size=4, group_by_length=True).train_dataloader()
+    found = [sorted(batch.text.mask.sum(dim=1).tolist()) for batch in by_length]
+    lengths = sorted(1 + int(k) % 4 for k in items.caption_rows("train"))
+    assert sorted(found) == [lengths[start : start + 4] for start in range(0, 14, 4)]
+    assert len(by_length) == 4
+    together = PairDataModule(items, images, texts, batch_size=4, captions_together=2).train_dataloader()
+    found = [sorted(Counter(batch.image.image_ids.tolist()).values()) for batch in together]
+    assert sorted(found) == [[1, 1], [2, 2], [2, 2], [2, 2]]  # of 2, 3, 5 and 4 captions
+    assert len(together) == 4
+
+
 def test_a_data_set_without_validation_trains(make_items, tmp_path) -> None:
     items = make_items([1, 2, 1])
     module = PairDataModule(items, _marked([1] * 3), _marked([1] * 4), batch_size=2)
@@ -220,6 +253,8 @@ def test_wrong_counts_and_parameters(items: Items) -> None:
         PairDataModule(items, images, texts, num_workers=-1)
     with pytest.raises(ConfigError, match=r"data\.relevance must be instance or class, found 'label'"):
         PairDataModule(items, images, texts, relevance="label")
+    with pytest.raises(ConfigError, match=r"captions_together must be from 1 to data.batch_size=4, found 5"):
+        PairDataModule(items, images, texts, batch_size=4, captions_together=5)
 
 
 def test_by_class_there_is_a_label_for_every_image(items: Items) -> None:

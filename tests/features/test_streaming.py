@@ -49,6 +49,22 @@ def _on_disk(path: Path, features: RaggedFeatures) -> FeatureFile:
     return file
 
 
+@pytest.mark.parametrize("option", ["group_by_length=true", "captions_together=2"])
+def test_batches_are_not_composed_of_features_on_disk(make_items, tmp_path: Path, option: str) -> None:
+    images, texts = _marked([2, 1, 3]), _marked([1, 2, 3, 1, 2, 2])
+    file = _on_disk(tmp_path / "text.h5", texts)
+    key, _, value = option.partition("=")
+    options = {key: value == "true" or int(value)}
+    needed = in_gb(file.nbytes + images.nbytes)
+    with pytest.raises(ConfigError, match=rf"data.{option} needs all features in memory.* at least {needed}, or leave"):
+        PairDataModule(make_items([2, 2, 2]), images, file, batch_size=2, **options)
+    paths = {"text": tmp_path / "text.h5"}
+    opened = open_features(paths, float(needed), 2, {"image": images})
+    assert len(
+        PairDataModule(make_items([2, 2, 2]), images, opened["text"], batch_size=2, **options).train_dataloader()
+    )
+
+
 def _sets(batch: FeatureBatch) -> list[list[list[float]]]:
     return [x[mask].tolist() for x, mask in zip(batch.x, batch.mask, strict=True)]
 

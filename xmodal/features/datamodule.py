@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from xmodal.config.evaluation import RELEVANCES
 from xmodal.data.items import Items
 from xmodal.errors import ConfigError, FeatureError
-from xmodal.features.memory import PAIR_BYTES, Budget, budget, largest_set, least_buffer
+from xmodal.features.memory import PAIR_BYTES, Budget, budget, in_gb, largest_set, least_buffer, resident
+from xmodal.features.orders import EpochBatches, EpochShuffle, batches_by_image, batches_by_length, batching_faults
 from xmodal.features.readers import Reader, SetReader, SourceReader
 from xmodal.features.store import FeatureFile
 from xmodal.features.streaming import PairStream, SetStream
@@ -40,9 +41,13 @@ class PairDataModule(pl.LightningDataModule):
         seed: of the order of the training pairs, which differs from epoch to epoch.
         relevance: what evaluation takes for a match: the pairs (``instance``), or all items of one label (``class``).
         memory_gb: most memory for features, in 10⁹ bytes, where any of them are read from disk or pooled.
+        group_by_length: batches of captions of nearly equal numbers of vectors, so that little of a batch is padding.
+            The price: negatives are captions as long as the positive, and batches are less mixed.
+        captions_together: captions of one image in a batch, at most; from 2 on they are brought together.
 
     Raises:
-        ConfigError: ``batch_size``, ``num_workers`` or ``memory_gb`` out of range, or an unknown ``relevance``.
+        ConfigError: ``batch_size``, ``num_workers``, ``memory_gb`` or ``captions_together`` out of range, an unknown
+            ``relevance``; or batches that have to be composed of features that are read from disk.
         DataError: relevance by class where images have no label.
         FeatureError: features of another count than the items.
     """
@@ -58,9 +63,13 @@ class PairDataModule(pl.LightningDataModule):
         relevance: str = "instance",
         *,
         memory_gb: float = 8.0,
+        group_by_length: bool = False,
+        captions_together: int = 1,
     ) -> None:
         super().__init__()
-        _require_ranges(batch_size, num_workers, relevance, memory_gb)
+        _require_ranges(
+            num_workers, relevance, memory_gb, batching_faults(batch_size, group_by_length, captions_together)
+        )
         if relevance == "class":
             items.require_labels()
         _require_count("image", "images", len(image_features), len(items.images))
@@ -71,11 +80,14 @@ class PairDataModule(pl.LightningDataModule):
         self.seed = seed
         self.relevance = relevance
         self.memory_gb = memory_gb
+        self.group_by_length = group_by_length
+        self.captions_together = captions_together
         self._sources = {"image": image_features, "text": text_features}  # what batches are made of
         self._pooled: set[str] = set()
         self._readers: dict[str, SetReader] = {}
         self._streams: list[PairStream | SetStream] = []
         self._device: torch.device | None = None  # of the readers, once that has been decided
+        self._require_memory()
 
     def use_pooled(self, image: RaggedFeatures | None, text: RaggedFeatures | None) -> None:
         """Make the batches of a side from sets of one vector that its aggregator has made; None changes nothing.
@@ -131,7 +143,7 @@ class PairDataModule(pl.LightningDataModule):
         return self.items.labels if self.relevance == "class" else None
 
     def train_dataloader(self) -> DataLoader[PairBatch] | PairStream:
-        """Shuffled PairBatch: each training caption once per epoch, with its image; a last smaller batch is kept.
+        """Shuffled PairBatch: each training caption once per epoch, with its image; smaller batches are kept.
 
         Raises:
             DataError: no image belongs to the training split.
@@ -143,7 +155,13 @@ class PairDataModule(pl.LightningDataModule):
         if self._from_disk():
             return self._pair_stream(images, captions)
         pairs = Pairs(self._reader("image", training=True), self._reader("text", training=True), images, captions)
-        return self._loader(pairs, EpochShuffle(len(pairs), self.seed, self._epoch()))
+        if self.group_by_length:
+            drawn = partial(batches_by_length, self.text_features.lengths[captions], self.batch_size)
+        elif self.captions_together > 1:
+            drawn = partial(batches_by_image, images, self.batch_size, self.captions_together)
+        else:
+            return self._loader(pairs, EpochShuffle(len(pairs), self.seed, self._epoch()))
+        return self._loader_of(pairs, EpochBatches(drawn, self.seed, self._epoch()), batch_size=None)
 
     def val_dataloader(self) -> Galleries:
         """Two loaders of FeatureBatch: the images of the split once each, then its captions; none without the split."""
@@ -173,6 +191,18 @@ class PairDataModule(pl.LightningDataModule):
         """Whether batches are streamed: a side is read from a file, and none is made from photos, which has workers."""
         live = [not isinstance(source, FeatureFile | RaggedFeatures) for source in self._sources.values()]
         return self._has_files() and not any(live)
+
+    def _require_memory(self) -> None:
+        """Raise ConfigError where batches are to be composed, but are made as features come from disk."""
+        chosen = [f"data.captions_together={self.captions_together}"] if self.captions_together > 1 else []
+        chosen += ["data.group_by_length=true"] if self.group_by_length else []
+        if not chosen or not self._from_disk():
+            return
+        needed = sum(s.nbytes if isinstance(s, FeatureFile) else resident(s) for s in self._sources.values())
+        raise ConfigError(
+            f"{chosen[0]} needs all features in memory, of which features.memory_gb={self.memory_gb:g} leaves some on "
+            f"disk. Set features.memory_gb to at least {in_gb(needed)}, or leave {chosen[0].partition('=')[0]} out."
+        )
 
     def _has_files(self) -> bool:
         return any(isinstance(source, FeatureFile) for source in self._sources.values())
@@ -228,10 +258,16 @@ class PairDataModule(pl.LightningDataModule):
             stream.close()
         self._streams.clear()
 
-    def _loader(self, dataset: "Pairs | Singles", sampler: Sampler[int] | None = None) -> DataLoader:
+    def _loader(self, dataset: "Pairs | Singles", sampler: Sampler[int]) -> DataLoader:
+        return self._loader_of(dataset, sampler, self.batch_size)
+
+    def _loader_of(
+        self, dataset: "Pairs | Singles", sampler: Sampler[int] | Sampler[list[int]], batch_size: int | None
+    ) -> DataLoader:
+        """A loader of batches that it puts together itself, or (``batch_size=None``) that the sampler names."""
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
@@ -241,32 +277,6 @@ class PairDataModule(pl.LightningDataModule):
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer is not None else 0
-
-
-class EpochShuffle(Sampler[int]):
-    """All of ``0 … count − 1`` in an order that depends on seed and epoch alone, so that a resumed run continues it.
-
-    Lightning calls ``set_epoch``; without it every pass counts as the next epoch.
-    """
-
-    def __init__(self, count: int, seed: int, epoch: int = 0) -> None:
-        self.count = count
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        # two numbers, not their sum: epoch 1 of seed 0 is not epoch 0 of seed 1
-        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(int(state)))
-        self.epoch += 1
-        return iter(order.tolist())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
 
 
 class Pairs(Dataset[PairBatch]):
@@ -281,8 +291,9 @@ class Pairs(Dataset[PairBatch]):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def __getitem__(self, row: int) -> PairBatch:
-        return self.__getitems__([row])
+    def __getitem__(self, row: int | list[int]) -> PairBatch:
+        """One pair, or those of a batch."""
+        return self.__getitems__([row] if isinstance(row, int) else row)
 
     def __getitems__(self, rows: list[int]) -> PairBatch:
         """All pairs of a batch at once (the DataLoader prefers this method)."""
@@ -320,10 +331,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # the data set has already made the batch
 
 
-def _require_ranges(batch_size: int, num_workers: int, relevance: str, memory_gb: float) -> None:
-    faults = []
-    if batch_size < 1:
-        faults.append(f"data.batch_size must be at least 1, found {batch_size}.")
+def _require_ranges(num_workers: int, relevance: str, memory_gb: float, faults: list[str]) -> None:
     if num_workers < 0:
         faults.append(f"data.num_workers must be 0 or more, found {num_workers}.")
     if relevance not in RELEVANCES:
