@@ -13,13 +13,18 @@ from omegaconf import DictConfig
 from xmodal.config.command_line import check_command_line, report
 from xmodal.config.sources import CONF_DIR
 from xmodal.errors import ConfigError, XmodalError
-from xmodal.experiment.launch import tell_others, words_for_this_process
+from xmodal.experiment.launch import one_run, words_for_this_process, words_of_job
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns the monitored figure of the best epoch, for sweepers."""
-    tell_others()
+    with one_run():
+        return run(cfg)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Build, fit, test; what the user can put right is said without a traceback."""
     from xmodal.experiment.run import Experiment  # brings torch, which --help and a misspelt key must not wait for
 
     try:
@@ -47,6 +52,7 @@ def stop(message: str, exit_code: int = 2) -> NoReturn:
 
 if __name__ == "__main__":
     try:
+        sys.argv[1:] = words_of_job(sys.argv[1:])
         check_command_line(sys.argv[1:])
         sys.argv[1:] = words_for_this_process(sys.argv[1:])
     except ConfigError as error:

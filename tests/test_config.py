@@ -73,7 +73,11 @@ MISSPELT = [
         "loss.negatives=hardst",
         "expected one of all, random, semihard, hardest, found 'hardst'. Did you mean 'hardest'?",
     ),
-    ("text_aggregator.hidden_size=4", "It belongs to text_aggregator=lstm."),
+    ("text_aggregator.hidden_size=4", "It belongs to text_aggregator=gpo and text_aggregator=gru and"),
+    ("text_aggregator/poling=gpo", "Did you mean 'text_aggregator/pooling'"),
+    ("text_aggregator/pooling=gpi", "Did you mean 'gpo'? Choices: attention, gpo, max, mean, none, sum."),
+    ("image_aggregator.pooling=gpo", "It belongs to image_aggregator=gru and image_aggregator=transformer."),
+    ("model.image_tower.vector_projection=mlp", "with a slash: model/image_tower/vector_projection=mlp."),
     ("model.loss.margin=0.1", "there is no key 'model.loss.margin'. Did you mean 'loss.margin'?"),
     ("data=null", "a choice cannot be null."),
     ("fast", "expected key=value. Did you mean 'debug=fast'?"),
@@ -300,7 +304,7 @@ def test_a_key_has_to_exist_in_every_job_of_a_sweep() -> None:
     assert faults("-m", "text_aggregator=lstm", "text_aggregator.hidden_size=8,16") == ()
     found = faults("-m", "text_aggregator=mean,lstm", "text_aggregator.hidden_size=8")
     assert len(found) == 1
-    assert "It belongs to text_aggregator=lstm" in found[0]
+    assert "and text_aggregator=lstm and" in found[0]
 
 
 def test_a_large_sweep_is_checked_value_by_value() -> None:
@@ -517,7 +521,7 @@ def test_help_explains_without_torch_in_under_three_seconds(tmp_path: Path) -> N
     assert (
         after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 3.0
     )  # of a processor, however busy it is
-    for text in ("data: ", "text_aggregator: lstm, max, mean, sum", "python train.py debug=fast", "$XMODAL_DATA"):
+    for text in ("data: ", "lstm, max, mean, sum", "python train.py debug=fast", "$XMODAL_DATA"):
         assert text in done.stdout
 
 
@@ -653,3 +657,45 @@ def test_a_name_of_the_hub_is_left_to_encoders_that_have_a_model_and_no_others_t
     assert check(compose(["image_encoder=clip", name])) == []
     [fault] = check(compose(["image_encoder=vgg", name]))
     assert "there is no such file or folder. Expected pretrained, null (seeded random) or a path." in fault
+
+
+# --- groups within groups ----------------------------------------------------------------------------------------
+
+
+def test_the_states_of_an_aggregator_are_pooled_by_an_aggregator_of_choice() -> None:
+    chosen = ["text_aggregator=gru", "text_aggregator/pooling=gpo", "text_aggregator.pooling.temperature=0.2"]
+    assert faults(*chosen, "image_aggregator=transformer", "image_aggregator/pooling=max") == ()
+    cfg = compose(chosen)
+    assert cfg.text_aggregator.pooling._target_ == "xmodal.aggregators.gpo.GPOAggregator"
+    assert cfg.text_aggregator.pooling.temperature == 0.2
+    assert compose(["text_aggregator=gru"]).text_aggregator.pooling is None
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_an_aggregator_without_states_has_nothing_to_pool(side: str) -> None:
+    argv = [f"{side}_aggregator=mean", f"{side}_aggregator/pooling=gpo"]
+    expected = (
+        f"{side}_aggregator/pooling: xmodal.aggregators.mean.MeanAggregator has no pooling. Choose "
+        f"{side}_aggregator=gru or {side}_aggregator=transformer, or leave it out: {side}_aggregator/pooling=none."
+    )
+    assert faults(*argv) == (expected,)
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        compose(argv)
+    assert faults(argv[0], f"{side}_aggregator/pooling=none") == ()
+
+
+def test_a_nested_choice_is_typed_with_a_slash_and_its_values_are_checked() -> None:
+    found = faults("text_aggregator=gru", "text_aggregator.pooling=gpo")
+    assert found == ("text_aggregator.pooling=gpo: a choice is written with a slash: text_aggregator/pooling=gpo.",)
+    argv = ["text_aggregator=gru", "text_aggregator/pooling=gpo", "text_aggregator.pooling.temperature=hot"]
+    assert faults(*argv) == ("text_aggregator.pooling.temperature=hot: expected a number, found 'hot'.",)
+    assert faults("-m", "text_aggregator=gru,transformer", "text_aggregator/pooling=gpo,mean") == ()
+
+
+def test_a_vector_projection_states_the_width_that_it_gives() -> None:
+    key, projection = "model.image_tower.vector_projection", "_target_:xmodal.models.projection.Projection"
+    assert faults("model/image_tower/vector_projection=mlp", f"{key}.num_layers=3", f"{key}.output_dim=64") == ()
+    assert faults(f"{key}={{{projection},_partial_:true,output_dim:64}}") == ()
+    (found,) = faults(f"{key}={{{projection}}}")
+    assert found.startswith(f"{key}: expected _target_, _partial_: true and output_dim")
+    assert found.endswith("The usual one is model/image_tower/vector_projection=mlp.")

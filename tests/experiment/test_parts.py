@@ -69,6 +69,22 @@ def test_scheduler_that_torch_refuses(workshop):
         build_parts(changed(workshop, {"scheduler.factor": 3.0}, "scheduler=plateau"))
 
 
+def test_no_projection_needs_one_width_as_far_as_it_is_known(workshop):
+    none = {"model.text_tower.projection.num_layers": 0, "model.image_tower.projection.num_layers": 0}
+    narrow = changed(workshop, {**none, "embedding_dim": 30, "text_encoder.vector_size": 20})
+    (fault,) = faults_of(narrow)  # of the image's file the width is found out when it is read
+    assert "projection.num_layers=0 leaves vectors as they are, 20 wide, but embeddings are to be 30 wide" in fault
+    build_parts(changed(workshop, {**none, "embedding_dim": 20, "text_encoder.vector_size": 20}))
+
+
+def test_faults_of_a_vector_projection(workshop):
+    cfg = changed(workshop, {}, "model/image_tower/vector_projection=mlp", "model.image_tower.element_dropout=2.0")
+    OmegaConf.update(cfg, "model.image_tower.vector_projection.dropout", 3.0)
+    faults = faults_of(cfg)
+    assert [fault for fault in faults if "dropout must lie in [0, 1), found 3.0" in fault]
+    assert [fault for fault in faults if "element_dropout must lie in [0, 1), found 2.0" in fault]
+
+
 def test_encoder_of_new_items(workshop):
     cfg = workshop.compose("parts")
     assert query_encoder_config(cfg, "image") is None

@@ -6,6 +6,7 @@ import pytest
 
 from xmodal.config.command_line import compose
 from xmodal.config.values import resolved
+from xmodal.errors import ConfigError
 from xmodal.experiment.resuming import EarlierRun
 
 
@@ -41,3 +42,13 @@ def test_taking_other_items_than_typed_is_said(caplog: pytest.LogCaptureFixture)
         assert caplog.text == ""
         earlier("data.exclude=[3]").taken_up(compose([]))
     assert "Going on with the items of ckpt_path=last.ckpt: data.exclude has the 1 image that its run" in caplog.text
+
+
+def test_a_run_from_before_towers_had_more_settings_goes_on() -> None:
+    run = earlier()
+    for tower in (run.config["model"]["image_tower"], run.config["model"]["text_tower"]):
+        del tower["element_dropout"], tower["vector_projection"]
+        del tower["projection"]["residual"], tower["projection"]["batch_norm"]
+    run.taken_up(compose([]))
+    with pytest.raises(ConfigError, match=r"element_dropout: None in the checkpoint, 0\.2 now"):
+        run.taken_up(compose(["model.text_tower.element_dropout=0.2"]))

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from xmodal.callbacks.averaging import KEPT, AveragedWeights, restore_training_weights
+
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
@@ -65,7 +67,10 @@ class Resume(Checkpoint):
             if isinstance(callback, ModelCheckpoint):
                 state = checkpoint["callbacks"].get(callback.state_key)
                 if state and state["dirpath"] != callback.dirpath:
-                    self._adopt(state)
+                    self._adopt(state, trainer.is_global_zero)
+        if KEPT in checkpoint and trainer.training and not _averages(trainer):
+            log.info("Going on without callbacks/averaging, with the weights that the average was of.")
+            restore_training_weights(pl_module, checkpoint)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """In the first epoch there is no ``last.ckpt`` yet: keep the parameters as they are now."""
@@ -76,7 +81,7 @@ class Resume(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.checkpoints / LAST, weights_only=False)
 
-    def _adopt(self, state: dict[str, Any]) -> None:
+    def _adopt(self, state: dict[str, Any], is_first: bool) -> None:
         best = Path(state["best_model_path"])
         if not best.is_file():  # the old folder was moved or removed: without the file its score means nothing
             if state["best_model_path"]:
@@ -84,10 +89,15 @@ class Resume(Checkpoint):
             state |= {"best_model_score": None, "best_k_models": {}, "best_model_path": "", "kth_best_model_path": ""}
             state |= {"dirpath": str(self.checkpoints), "last_model_path": ""}
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         copy = self.checkpoints / best.name
-        shutil.copy2(best, copy)
+        if is_first:  # of several processes
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(best, copy)
         state["dirpath"] = str(self.checkpoints)
         state["best_model_path"] = state["kth_best_model_path"] = str(copy)
         state["best_k_models"] = {str(copy): state["best_model_score"]}
         state["last_model_path"] = ""
+
+
+def _averages(trainer: pl.Trainer) -> bool:
+    return any(isinstance(callback, AveragedWeights) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -19,6 +19,8 @@ Row = dict[str, float | int]  # one epoch: name → figure
 HISTORY = "history.csv"
 METRICS = "metrics.json"
 
+_OF_A_STEP = ("train/loss_step", "train/lr")
+
 
 class RunRecord(pl.Callback):
     """Writes one row per epoch to ``history.csv``; knows the metrics of every epoch.
@@ -62,11 +64,12 @@ class RunRecord(pl.Callback):
         row |= {
             name: round(float(value), 5)  # the logger keeps float32
             for name, value in sorted(trainer.callback_metrics.items())
-            if name == "train/loss" or (self._is_validated and name.startswith("val/"))  # else of an earlier epoch
+            if (name.startswith("train/") and name not in _OF_A_STEP)
+            or (self._is_validated and name.startswith("val/"))  # else of an earlier epoch
         }
         self.history.append(row)
-        log.info("%s", _line(row, self.monitor))
         if trainer.is_global_zero:
+            log.info("%s", _line(row, self.monitor))
             _write(self.folder / HISTORY, _as_csv(self.history))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -37,7 +37,13 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "augmentation.min_scale": ("float", None),
     "augmentation.flip": ("float", 0),
     "unfreeze_epoch": ("int", 0),
+    "relevance": ("Literal['instance', 'label']", None),
+    "gather": ("bool", None),
+    "cross_batch_memory": ("int", 0),
+    "matryoshka": ("list | None", None),
     "data.batch_size": ("int", 1),
+    "data.group_by_length": ("bool", None),
+    "data.captions_together": ("int", 1),
     "data.num_workers": ("int", 0),
     "data.holdout": ("int", 0),
     "data.limit": ("int | None", 1),
@@ -52,6 +58,8 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "optimizer.lr": ("float", 0),
     "optimizer.weight_decay": ("float", 0),
     "optimizer.tail_lr_factor": ("float", 0),
+    "scheduler.interval": ("Literal['epoch', 'step']", None),
+    "scheduler.warmup_steps": ("float", 0),
     "trainer.max_epochs": ("int", -1),
     "trainer.num_nodes": ("int", 1),
     "trainer.accumulate_grad_batches": ("int", 1),
@@ -63,8 +71,11 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
 }
 NOT_PARAMETERS = {
     "optimizer": {"tail_lr_factor"},
+    "scheduler": {"interval", "warmup_steps"},
     "data": {
         "batch_size",
+        "group_by_length",
+        "captions_together",
         "num_workers",
         "holdout",
         "limit",
@@ -141,6 +152,9 @@ def _at_least(kinds: Accepted, least: int | None) -> str:
 
 
 def _mismatch(key: str, value: Any, kinds: Accepted, least: int | None = None) -> str:
+    group, _, name = key.rpartition(".")
+    if isinstance(value, str) and value in ConfigSource().groups().get(f"{group.replace('.', '/')}/{name}", ()):
+        return f"{key}={value}: a choice is written with a slash: {group.replace('.', '/')}/{name}={value}."
     shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
     hint = did_you_mean(value, [str(c) for c in kinds.choices]) if isinstance(value, str) else ""
     if str in kinds.kinds and isinstance(value, int | float) and not isinstance(value, bool):
@@ -167,6 +181,10 @@ def _part_faults(key: str, node: DictConfig) -> dict[str, str]:
 
 
 def _not_taken(key: str, target: str, found: Signature) -> str:
+    group, _, name = key.rpartition(".")
+    if f"{group}/{name}" in ConfigSource().groups():
+        owners = " or ".join(f"{group}={option}" for option in ConfigSource().options_with_key(group, name))
+        return f"{group}/{name}: {target} has no {name}. Choose {owners}, or leave it out: {group}/{name}=none."
     hint = did_you_mean(key.rpartition(".")[2], found.parameters)
     return f"{key}: {target} takes no such parameter.{hint} It takes: {', '.join(found.parameters)}."
 
@@ -244,6 +262,7 @@ def _missing_table(cfg: DictConfig) -> str | None:
 def _incompatible(cfg: DictConfig) -> list[str]:
     rules: tuple[Callable[[DictConfig], list[str]], ...] = (
         _unfilled,
+        _unusable_vector_projections,
         _unknown_makers,
         _features_only,
         _absent_groups,
@@ -251,6 +270,7 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _unknown_monitor,
         _never_validated,
         _endless_cosine,
+        _share_of_endless,
         _half_precision_on_cpu,
         _too_few_resamples,
         _no_cutoffs,
@@ -259,6 +279,9 @@ def _incompatible(cfg: DictConfig) -> list[str]:
         _negative_trainable_layers,
         _never_unfrozen,
         _unfreezing_under_ddp,
+        _impossible_sizes,
+        _impossible_weights,
+        _images_without_labels,
     )
     return [fault for rule in rules for fault in rule(cfg)]
 
@@ -270,6 +293,20 @@ def _unfilled(cfg: DictConfig) -> list[str]:
         needed = group != "data" or _is_made_of(cfg, "data", "xmodal.data.table.")
         if needed and has_key(cfg, f"{group}.{name}") and value_of(cfg, f"{group}.{name}") is None:
             faults.append(f"{group}.{name}: this choice of {group} needs a file: {group}.{name}=/path/to/file.")
+    return faults
+
+
+def _unusable_vector_projections(cfg: DictConfig) -> list[str]:
+    """The aggregator behind a vector projection has to know the width that it gives."""
+    faults = []
+    for key in ("model.image_tower.vector_projection", "model.text_tower.vector_projection"):
+        node = value_of(cfg, key)
+        needed = {"_target_": str, "_partial_": bool, "output_dim": int}
+        if isinstance(node, dict) and any(not isinstance(value_of(cfg, f"{key}.{n}"), k) for n, k in needed.items()):
+            faults.append(
+                f"{key}: expected _target_, _partial_: true and output_dim (the width that the aggregator gets). "
+                f"The usual one is {key.replace('.', '/')}=mlp."
+            )
     return faults
 
 
@@ -345,7 +382,9 @@ def monitors(cfg: DictConfig) -> list[str]:
     recalls = [f"{kind}R{k}" for kind in ("", "fractional_") for k in cutoffs]
     ways = ("i2t", "t2i", "i2i", "t2t") if value_of(cfg, "data.relevance") == "class" else ("i2t", "t2i")
     names = [f"{way}_{name}" for way in ways for name in (*recalls, "mAP", "mAP@R", "RPrecision", "nDCG@10")]
-    return [f"val/{name}" for name in ("rsum", *names)]
+    sizes = value_of(cfg, "matryoshka")
+    below = [f"dim{d}/{name}" for d in sizes for name in ("rsum", *names)] if isinstance(sizes, list) else []
+    return [f"val/{name}" for name in ("rsum", *names, *below)]
 
 
 _LESS_IS_BETTER = (
@@ -362,6 +401,22 @@ def _endless_cosine(cfg: DictConfig) -> list[str]:
         f"scheduler.T_max={epochs}: the cosine needs a number of epochs and takes it from trainer.max_epochs. Set "
         "that, or choose scheduler=none, step or plateau."
     ]
+
+
+def _share_of_endless(cfg: DictConfig) -> list[str]:
+    """Schedules and averages that go by the length of a run which has none."""
+    if value_of(cfg, "trainer.max_epochs") != -1:
+        return []
+    found = []
+    by_steps = value_of(cfg, "scheduler.interval") == "step" and has_key(cfg, "scheduler.T_max")
+    is_open = by_steps and not _is_stated(cfg, "scheduler.T_max")
+    share = value_of(cfg, "scheduler.warmup_steps")
+    if value_of(cfg, "trainer.max_steps") == -1:
+        found += ["scheduler.T_max"] * is_open
+        found += [f"scheduler.warmup_steps={share}"] * (_is_number(share) and 0 < share < 1)
+    start = value_of(cfg, "callbacks.averaging.start_epoch")
+    found += [f"callbacks.averaging.start_epoch={start}"] * (_is_number(start) and 0 < start < 1)
+    return [f"{setting} goes by the length of the run: set trainer.max_epochs, or a number there." for setting in found]
 
 
 def _half_precision_on_cpu(cfg: DictConfig) -> list[str]:
@@ -429,7 +484,10 @@ def _negative_trainable_layers(cfg: DictConfig) -> list[str]:
 
 
 def _is_tuned(cfg: DictConfig) -> bool:
-    return any(layers not in (0, None) for layers in _layers_trained(cfg).values())
+    """Whether there are trainable layers that wait for their epoch, as learned words do not."""
+    learned = _is_made_of(cfg, "text_encoder", "xmodal.encoders.words.")
+    layers = {key: found for key, found in _layers_trained(cfg).items() if not (learned and key.startswith("text_"))}
+    return any(found not in (0, None) for found in layers.values())
 
 
 def _never_unfrozen(cfg: DictConfig) -> list[str]:
@@ -482,3 +540,40 @@ def _are_several(devices: Any) -> bool:
     if isinstance(devices, str) and "," in devices:
         return len([index for index in devices.split(",") if index.strip()]) > 1
     return str(devices).strip().isdigit() and int(devices) > 1
+
+
+def _impossible_sizes(cfg: DictConfig) -> list[str]:
+    """Matryoshka: the first dimensions of an embedding are embeddings of their own; that it is a list is said."""
+    sizes, width = value_of(cfg, "matryoshka"), value_of(cfg, "embedding_dim")
+    if not isinstance(sizes, list) or type(width) is not int:
+        return []
+    wrong = [size for size in sizes if type(size) is not int or not 1 <= size < width]
+    if not wrong:
+        return []
+    return [
+        f"matryoshka=[{','.join(map(str, sizes))}]: expected whole numbers from 1 to {width - 1}, smaller than "
+        f"embedding_dim={width}, which is trained as well; found {', '.join(map(repr, wrong))}."
+    ]
+
+
+def _impossible_weights(cfg: DictConfig) -> list[str]:
+    """Of loss=weighted and whatever else has weights by name."""
+    weights = value_of(cfg, "loss.weights")
+    wrong = {n: w for n, w in weights.items() if not _is_number(w) or w < 0} if isinstance(weights, dict) else {}
+    return [f"loss.weights.{n}={w}: expected a number of at least 0, found {w!r}." for n, w in wrong.items()]
+
+
+def _images_without_labels(cfg: DictConfig) -> list[str]:
+    """A loss among images has no matches but those of one label."""
+    loss = OmegaConf.select(cfg, "loss", throw_on_resolution_failure=False)
+    if value_of(cfg, "relevance") == "label" or not isinstance(loss, DictConfig):
+        return []
+    among = "xmodal.losses.within."
+    nodes = {"loss": loss, **{f"loss.{key}": node for key, node in parts(loss)}}
+    found = [key for key, node in nodes.items() if str(value_of(node, "_target_")).startswith(among)]
+    return [
+        f"{key}.side=image: which images match, only labels can tell. Add relevance=label (the data set needs labels), "
+        f"or compare texts: {key}.side=text."
+        for key in found
+        if value_of(cfg, f"{key}.side") == "image"
+    ]

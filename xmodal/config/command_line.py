@@ -204,7 +204,9 @@ class _Overrides:
 
     def _add_type_faults(self) -> None:
         """Note overrides whose value has the wrong type; they stay composable, so they stay good."""
-        keys = {o.key_or_group for o in self.good if o.key_or_group not in self.groups}
+        # a group within a group is a parameter of what the outer one chose, which may have none of that name
+        names = (o.key_or_group for o in self.good)
+        keys = {name.replace("/", ".") for name in names if "/" in name or name not in self.groups}
         for cfg in self.jobs:
             for key, fault in type_faults(cfg).items():
                 if any(key == given or key.startswith(f"{given}.") for given in keys):

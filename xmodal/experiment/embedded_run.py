@@ -38,7 +38,16 @@ log = logging.getLogger(__name__)
 BEST = "best.ckpt"
 _SIDES: tuple[Modality, ...] = ("image", "text")
 # settings of the data that do not change which items there are
-_PLACE_AND_LOADING = {"root", "image_folder", "batch_size", "num_workers", "default_weights", "relevance"}
+_PLACE_AND_LOADING = {
+    "root",
+    "image_folder",
+    "batch_size",
+    "num_workers",
+    "default_weights",
+    "relevance",
+    "group_by_length",
+    "captions_together",
+}
 
 
 def checkpoint_of(place: Path) -> Path:
@@ -110,6 +119,7 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
         image_queries=chosen.image_queries,
         text_queries=chosen.text_queries,
         ks=tuple(cfg.callbacks.retrieval.get("ks", (1, 5, 10))),
+        sizes=run.model.objective.sizes,
         **(chosen.labels(run.items) if cfg.data.relevance == "class" else {}),
         **(run.banks(options) if options.rerank else {}),
     )
@@ -216,7 +226,7 @@ def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> tuple[FeatureS
     encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
     found = features_of(cfg, parts, dataset)
     for side, features in found.items():
-        expected = cfg[f"{side}_aggregator"].feature_dim
+        expected = cfg.model[f"{side}_tower"].feature_dim
         if trainable_layers(encoders[side]) == 0 and features.feature_dim != expected:  # a tail has taken its weights
             raise FeatureError(
                 f"The {side} features are {features.feature_dim} wide, but the model was trained on width {expected}: "

@@ -2,13 +2,14 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
 
+from xmodal.encoders.trainable import learns_with_heads
 from xmodal.experiment.features import encoding_device
 from xmodal.experiment.parts import Parts
 from xmodal.features.datamodule import PairDataModule
@@ -29,6 +30,8 @@ def fitted_model(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> t
     without parameters are applied now, and the data module gives out the pooled vectors.
     """
     cfg, model = _with_tails(cfg, parts, datamodule)
+    if cfg.get("relevance") == "label":
+        model.objective.use_labels(datamodule.items.labels)
     _fit_statistics(cfg, model, datamodule)
     if cfg.features.pool_once:
         _pool_once(model, datamodule)
@@ -45,52 +48,58 @@ def _with_tails(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> tu
     attach(model, tails)
     for side, tail in tails.items():
         _log_tail(cfg, side, tail, sources[side])
-    _log_settings_without_effect(cfg, parts, has_tails=bool(tails))
+    _log_settings_without_effect(cfg, parts, tails)
     return cfg, model
 
 
 def _log_tail(cfg: DictConfig, side: str, tail: nn.Module, features: FeatureSource) -> None:
     """What learns, and at what price."""
     count, moments = sum(parameter.numel() for parameter in tail.parameters()), ""
-    if cfg.optimizer.tail_lr_factor:
+    if cfg.optimizer.tail_lr_factor or learns_with_heads(tail):
         moments = ", and as much again for gradients and for each moment of the optimizer"
     log.info(
         "%s encoder: %s, %s parameters (%.1f MB%s)%s. Each %s is read as %.0f × %d numbers.",
         side,
-        _learning(cfg, side),
+        _learning(cfg, side, tail),
         f"{count:,}",
         sum(parameter.nbytes for parameter in tail.parameters()) / 1e6,
         moments,
-        _rate(cfg),
+        _rate(cfg, tail),
         {"image": "photo", "text": "caption"}[side],
         features.lengths.mean(),
         features.feature_dim,
     )
 
 
-def _learning(cfg: DictConfig, side: str) -> str:
+def _learning(cfg: DictConfig, side: str, tail: nn.Module) -> str:
     layers = cfg[f"{side}_encoder"].trainable_layers
     which = "all of it" if layers == "all" else "the last layer" if layers == 1 else f"the last {layers} layers"
-    return f"{which} will be trained" if cfg.optimizer.tail_lr_factor else f"{which} could be trained"
+    will = cfg.optimizer.tail_lr_factor or learns_with_heads(tail)
+    return f"{which} will be trained" if will else f"{which} could be trained"
 
 
-def _rate(cfg: DictConfig) -> str:
+def _rate(cfg: DictConfig, tail: nn.Module) -> str:
+    if learns_with_heads(tail):
+        return " at optimizer.lr"
     if not cfg.optimizer.tail_lr_factor:
         return ", whose weights stay as they are: optimizer.tail_lr_factor=0"
     start = f", from epoch {cfg.unfreeze_epoch} on" if cfg.unfreeze_epoch else ""
     return f" at {cfg.optimizer.tail_lr_factor:g} of optimizer.lr{start}"
 
 
-def _log_settings_without_effect(cfg: DictConfig, parts: Parts, has_tails: bool) -> None:
+def _log_settings_without_effect(cfg: DictConfig, parts: Parts, tails: Mapping[str, nn.Module]) -> None:
     """Settings of what is not trained, where they are not the usual ones: once each kind."""
-    if not has_tails:
+    if all(learns_with_heads(tail) for tail in tails.values()):
         default = inspect.signature(DualEncoder).parameters["tail_lr_factor"].default
         idle = [f"unfreeze_epoch={cfg.unfreeze_epoch}"] if cfg.unfreeze_epoch else []
         idle += [f"optimizer.tail_lr_factor={cfg.optimizer.tail_lr_factor}"] * (cfg.optimizer.tail_lr_factor != default)
         _log_idle(
             idle,
             "both encoders stay frozen. To train the last N layers of one: image_encoder.trainable_layers=N or "
-            "text_encoder.trainable_layers=N.",
+            "text_encoder.trainable_layers=N."
+            if not tails
+            else f"the {' and '.join(tails)} encoder learns at optimizer.lr from the first epoch on, and no layers of "
+            "another one are trained.",
         )
     if trainable_layers(parts.image_encoder) != "all":
         usual = asdict(Augmentation())

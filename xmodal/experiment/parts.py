@@ -1,7 +1,9 @@
 """The parts a configuration names, constructed and checked together before any long work."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from xmodal.config.check import NOT_PARAMETERS
 from xmodal.config.command_line import compose_choice
 from xmodal.config.sources import absolute
+from xmodal.config.values import parts as nodes_with_targets
 from xmodal.config.values import plain
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError
+from xmodal.features.orders import batching_faults
 from xmodal.features.precision import used_precision
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.features.shards import local_device
-from xmodal.models.build import build_model, optimizer_of, with_feature_widths
+from xmodal.models.build import build_model, optimizer_of, schedule_of, with_feature_widths
+from xmodal.models.tails import trainable_layers
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,9 @@ def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) 
     text = _attempt(lambda: instantiate(cfg.text_encoder), faults)
     makers = {side: maker for side in modalities if (maker := _attempt(partial(_maker, cfg, side), faults)) is not None}
     _attempt(lambda: instantiate(cfg.index), faults)
-    faults += _model_faults(with_feature_widths(cfg, _ANY_WIDTH, _ANY_WIDTH))
+    faults += _model_faults(
+        with_feature_widths(cfg, _trial_width(cfg, "image", image), _trial_width(cfg, "text", text))
+    )
     _attempt(lambda: trainer_of(cfg), faults, "trainer")
     faults += _loader_faults(cfg)
     faults += [fault for side, encoder in (("image", image), ("text", text)) for fault in _rounded(cfg, side, encoder)]
@@ -72,6 +79,16 @@ def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) 
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
     return Parts(source, image, text, makers)
+
+
+def _trial_width(cfg: DictConfig, side: str, encoder: Any) -> int:
+    """A small one, unless ``num_layers=0`` makes it that of embeddings: then the encoder's own, where it is known."""
+    if cfg.model[f"{side}_tower"].projection.get("num_layers") != 0:
+        return _ANY_WIDTH
+    if isinstance(encoder, Encoder) and trainable_layers(encoder) == 0:
+        with suppress(RuntimeError):  # one that has to be prepared first
+            return encoder.feature_dim
+    return int(cfg.embedding_dim)
 
 
 def trainer_of(cfg: DictConfig) -> pl.Trainer:
@@ -114,6 +131,11 @@ def _maker(cfg: DictConfig, modality: str) -> Encoder | None:
         return None
     config = query_encoder_config(cfg, modality)
     assert config is not None
+    if config.get("trainable_layers") == "all":
+        raise ConfigError(
+            f"{modality}_encoder.made_by={made_by}: with trainable_layers=all an encoder gives what it learns from "
+            "(pixels, numbers of words or tokens), and not the vectors of a file. Name the encoder that made the file."
+        )
     untrained = [key for key in ("vectors", "weights") if modality == "text" and config.get(key, key) is None]
     if untrained:
         raise ConfigError(
@@ -134,7 +156,7 @@ def _attempt(build: Callable[[], Any], faults: list[str], foreign: str | None = 
     except (ConfigError, InstantiationException, *_REFUSALS) as error:
         cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
         if isinstance(cause, ConfigError):
-            faults.extend(cause.faults)
+            faults.extend(_in_place(fault, error) for fault in cause.faults)
         elif foreign and isinstance(cause, _REFUSALS):
             faults.append(f"{foreign}: {cause}")
         else:
@@ -142,23 +164,33 @@ def _attempt(build: Callable[[], Any], faults: list[str], foreign: str | None = 
     return None
 
 
+def _in_place(fault: str, error: Exception) -> str:
+    """A fault under the keys of the very loss that it is about, which may be one within another."""
+    place = re.search(r"full_key: (?:model\.)?(loss\.\S+)", str(error))
+    return re.sub(r"\bloss\.(?=\w)", f"{place[1]}.", fault) if place else fault
+
+
 def _model_faults(cfg: DictConfig) -> list[str]:
     """Faults of the model's parts, each constructed by itself: one that fails hides none of the others."""
     faults: list[str] = []
     for tower in (cfg.model.image_tower, cfg.model.text_tower):
         _attempt(partial(instantiate, tower.aggregator), faults)
-        _attempt(partial(_projection, tower), faults)
+        _attempt(partial(_projection, tower.projection), faults)
+        if tower.get("vector_projection"):
+            _attempt(partial(_projection, tower.vector_projection), faults)
         _attempt(partial(instantiate, tower), faults)
+    for _, inner in nodes_with_targets(cfg.model.loss):
+        _attempt(partial(instantiate, inner), faults)
     _attempt(lambda: instantiate(cfg.model.loss), faults)
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     optimizer = _attempt(lambda: optimizer_of(cfg.model)(parameters), faults, "optimizer")
-    if optimizer is not None and cfg.model.get("scheduler") and cfg.model.scheduler.get("_target_"):
-        _attempt(lambda: instantiate(cfg.model.scheduler)(optimizer), faults, "scheduler")
+    if optimizer is not None:
+        _attempt(lambda: schedule_of(cfg.model).scheduler(optimizer, lambda: 1, 1), faults, "scheduler")
     return faults or _model_as_a_whole(cfg)
 
 
-def _projection(tower: DictConfig) -> Any:
-    return instantiate(tower.projection)(input_dim=_ANY_WIDTH)
+def _projection(node: DictConfig) -> Any:
+    return instantiate(node)(input_dim=node.output_dim if node.get("num_layers") == 0 else _ANY_WIDTH)
 
 
 def _model_as_a_whole(cfg: DictConfig) -> list[str]:
@@ -179,7 +211,7 @@ def _rounded(cfg: DictConfig, side: str, encoder: Any) -> list[str]:
 
 
 def _loader_faults(cfg: DictConfig) -> list[str]:
-    limits = {"batch_size": 1, "num_workers": 0, "holdout": 0}
+    limits = {"num_workers": 0, "holdout": 0}
     faults = [
         f"data.{key} must be at least {least}, found {cfg.data[key]}."
         for key, least in limits.items()
@@ -187,4 +219,5 @@ def _loader_faults(cfg: DictConfig) -> list[str]:
     ]
     if cfg.data.limit is not None and cfg.data.limit < 1:
         faults.append(f"data.limit must be at least 1, or null for all items; found {cfg.data.limit}.")
-    return faults
+    composed = cfg.data.get("group_by_length", False), cfg.data.get("captions_together", 1)
+    return faults + batching_faults(cfg.data.batch_size, *composed)

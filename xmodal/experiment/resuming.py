@@ -22,12 +22,21 @@ from xmodal.tracking import flat_config
 log = logging.getLogger(__name__)
 
 _LAYERS = ("image_encoder.trainable_layers", "text_encoder.trainable_layers")  # 0 in runs of earlier versions
+_UNKNOWN_BEFORE = {"element_dropout": 0.0, "residual": False, "batch_norm": False}  # in models of earlier versions
 _HARM = {
     "image": "its frozen layers would give other vectors than the trained ones have learned from",
     "text": "what was learned of a word would go to another one",
 }
 _SHOWN = 20  # characters of a digest
-_NO_ITEMS = ("data.batch_size", "data.num_workers", "data.root", "data.on_error", "data.exclude")
+_NO_ITEMS = (
+    "data.batch_size",
+    "data.num_workers",
+    "data.root",
+    "data.on_error",
+    "data.exclude",
+    "data.group_by_length",
+    "data.captions_together",
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +137,13 @@ class EarlierRun:
         return [
             f"{key}: {before.get(key)} in the checkpoint, {value} now"
             for key, value in now.items()
-            if matters(key) and value != "???" and before.get(key, 0 if key in _LAYERS else None) != value
+            if matters(key) and value != "???" and before.get(key, _value_before(key)) != value
         ]
+
+
+def _value_before(key: str) -> Any:
+    """What a setting was before there was one, which is what it says by default."""
+    return 0 if key in _LAYERS else _UNKNOWN_BEFORE.get(key.rpartition(".")[2])
 
 
 def _shapes_the_model(key: str) -> bool:

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from xmodal import tracking
 from xmodal.callbacks.gallery import draw_gallery
@@ -77,6 +78,8 @@ class Experiment:
             cfg = earlier.taken_up(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         dataset = load_dataset(cfg, parts)
+        if cfg.get("relevance") == "label":
+            dataset.used.require_labels()  # before features are made
         if earlier is not None:
             earlier.check_trained(cfg, parts, dataset)
         cfg = with_exclusions(cfg, dataset.excluded)
@@ -84,8 +87,9 @@ class Experiment:
         cfg, model = fitted_model(cfg, parts, datamodule)
         model.encoders = _query_encoders(cfg, parts)
         folder = run_folder(cfg)
-        OmegaConf.save(OmegaConf.create(model.encoders.config), folder / "config.yaml")
-        write_excluded(folder, dataset.excluded)
+        if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes; there is no trainer yet
+            OmegaConf.save(OmegaConf.create(model.encoders.config), folder / "config.yaml")
+            write_excluded(folder, dataset.excluded)
         callbacks = build_callbacks(cfg, folder)
         record, retrieval = callbacks["record"], callbacks["retrieval"]
         assert isinstance(record, RunRecord)
@@ -105,7 +109,9 @@ class Experiment:
         """
         with self._tracked():
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.cfg.ckpt_path, weights_only=True)
-            if not self._best.exists():
+            is_kept = self._best.exists()
+            self.trainer.strategy.barrier()  # all processes have looked before one of them makes it
+            if not is_kept:
                 self._take_last_for_best()
         epoch = checkpoint.read(self._best)["epoch"]
         figures = {name: value for name, value in self.record.row_of(epoch).items() if "/" in name}
@@ -123,14 +129,16 @@ class Experiment:
         role = "test" if has_test else "val"
         with self._tracked():
             result = self._evaluate(role)
-            self.record.write_metrics(self.metrics)  # before resampling and drawing, which may be interrupted
-            self._keep_queries(role, result)
-            self._add_intervals(role, result)
-            self._draw(role)
+            if self.trainer.is_global_zero:  # every process has evaluated the whole gallery
+                self.record.write_metrics(self.metrics)  # before resampling and drawing, which may be interrupted
+                self._keep_queries(role, result)
+                self._add_intervals(role, result)
+                self._draw(role)
 
     def finish(self) -> float | None:
         """Write metrics.json, end the trackers, print the table; returns the monitored figure of the best epoch."""
-        self.record.write_metrics(self.metrics)
+        if self.trainer.is_global_zero:
+            self.record.write_metrics(self.metrics)
         tracking.finish(self.trainer.loggers, self.metrics)
         if self.trainer.is_global_zero:
             print_summary(self.metrics, self.folder)
@@ -152,10 +160,9 @@ class Experiment:
 
     def _keep_queries(self, role: str, result: RetrievalResult) -> None:
         """Leave the rank of every query, for comparisons with runs to come."""
-        if self.trainer.is_global_zero:
-            items = self.datamodule.items
-            kept = record_of(role, items.name, self.model.similarity, result, items.image_ids)
-            write_record(self.folder / f"evaluation_{role}.npz", kept)
+        items = self.datamodule.items
+        kept = record_of(role, items.name, self.model.similarity, result, items.image_ids)
+        write_record(self.folder / f"evaluation_{role}.npz", kept)
 
     def _add_intervals(self, role: str, result: RetrievalResult) -> None:
         if self.cfg.bootstrap:
@@ -169,7 +176,9 @@ class Experiment:
         if not last.exists():
             raise XmodalError("Training ended before its first step. Raise trainer.max_epochs, max_steps or max_time.")
         log.info("No epoch was validated: the parameters as they are now are taken for the best.")
-        shutil.copy2(last, self._best)
+        if self.trainer.is_global_zero:
+            shutil.copy2(last, self._best)
+        self.trainer.strategy.barrier()
         self._evaluate("val")
 
     @contextmanager
@@ -184,7 +193,7 @@ class Experiment:
             raise
 
     def _draw(self, role: str) -> None:
-        if self.retrieval.retrieved is None or not self.trainer.is_global_zero:
+        if self.retrieval.retrieved is None:
             return
         path = self.folder / f"gallery_{role}.png"
         draw_gallery(self.datamodule.items, self.retrieval.retrieved, path, f"{self.datamodule.items.name}, {role}")
@@ -214,6 +223,8 @@ def build_datamodule(cfg: DictConfig, parts: Parts, dataset: Dataset) -> PairDat
         seed=cfg.seed,
         relevance=cfg.data.get("relevance", "instance"),
         memory_gb=cfg.features.memory_gb,
+        group_by_length=cfg.data.get("group_by_length", False),
+        captions_together=cfg.data.get("captions_together", 1),
     )
 
 
@@ -239,7 +250,7 @@ def build_callbacks(cfg: DictConfig, folder: Path) -> dict[str, pl.Callback]:
         "resume": {"checkpoints": str(folder / "checkpoints")},
         "record": {"folder": str(folder)},
     }
-    named = {name: node for name, node in cfg.callbacks.items() if node is not None}
+    named = {name: node for name, node in cfg.callbacks.items() if node is not None and node.get("_target_")}
     absent = [name for name in ("retrieval", "record", "checkpoint") if name not in named]
     if absent:
         raise XmodalError(f"callbacks.{absent[0]} can't be left out: figures and checkpoints of the run come from it.")
@@ -266,7 +277,7 @@ def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:
     prepared = {side: e for side, e in encoders.items() if not isinstance(e, PrecomputedFeatures)}
     for side, maker in parts.makers.items():
         maker.prepare([], Path(cfg.paths.cache_dir))
-        _compare_widths(side, maker.feature_dim, cfg[f"{side}_aggregator"].feature_dim)
+        _compare_widths(side, maker.feature_dim, cfg.model[f"{side}_tower"].feature_dim)
     return QueryEncoders(config, prepared | parts.makers)
 
 

@@ -11,14 +11,21 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from xmodal.encoders.trainable import learns_with_heads
 from xmodal.errors import ConfigError
+from xmodal.losses.comparison import EmbeddedPairs
+from xmodal.models.objective import Objective
+from xmodal.models.pieces import batch_norms, embed_in_pieces
+from xmodal.models.processes import are_several, draw_apart, gathered
 from xmodal.models.query_encoders import QueryEncoders
+from xmodal.models.schedule import Schedule, Scheduler, warming_up
 from xmodal.models.tower import Tower
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
 
 CHECKPOINT_KEY = "xmodal"
+MEMORY_KEY = "cross_batch_memory"
 
 
 class DualEncoder(pl.LightningModule):
@@ -29,13 +36,19 @@ class DualEncoder(pl.LightningModule):
         text_tower: set of text features → embedding (E,).
         loss: maps image (B, E), text (B, E), image ids (B,) to a scalar.
         optimizer: makes the optimizer when given parameters.
-        scheduler: makes the learning-rate scheduler (stepped once per epoch) when given the optimizer; ``None`` for a
-            constant rate.
+        scheduler: how the learning rate changes; what makes a scheduler when given the optimizer is stepped once per
+            epoch; ``None`` for a constant rate.
         similarity: how embeddings are compared in evaluation and search.
         monitor: the figure of validation that a plateau scheduler waits for.
-        tail_lr_factor: learning rate of the encoders' trainable tails, as a multiple of the optimizer's.
+        tail_lr_factor: learning rate of the encoders' trainable tails, as a multiple of the optimizer's. Neither this
+            nor ``unfreeze_epoch`` is about a tail that learns with the heads (`xmodal.encoders.trainable`).
         unfreeze_epoch: first epoch (from 0) in which the tails are trained; before, they stay as they are, in
             evaluation mode.
+        gather: with several processes, let each pair meet the items of all of them; the gradient is that of one
+            process with the whole batch.
+        relevance, cross_batch_memory, matryoshka, seed: see `xmodal.models.objective.Objective`.
+        embedding_chunk: in training, a tower goes over so many pairs at a time (`xmodal.models.pieces`), so that
+            batches fit in memory that would not otherwise; None: over the whole batch.
 
     Raises:
         ConfigError: a factor that is negative or no number, a negative epoch.
@@ -47,28 +60,41 @@ class DualEncoder(pl.LightningModule):
         text_tower: Tower,
         loss: nn.Module,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler | ReduceLROnPlateau] | None = None,
+        scheduler: Schedule | Callable[..., Scheduler] | None = None,
         similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
         monitor: str = "val/rsum",
         tail_lr_factor: float = 0.1,
         unfreeze_epoch: int = 0,
+        gather: bool = True,
+        relevance: Literal["instance", "label"] = "instance",
+        cross_batch_memory: int = 0,
+        matryoshka: Sequence[int] | None = None,
+        seed: int = 0,
+        embedding_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        _check_ranges(tail_lr_factor, unfreeze_epoch)
+        _check_ranges(tail_lr_factor, unfreeze_epoch, embedding_chunk)
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.loss = loss
+        self.objective = Objective(loss, relevance, cross_batch_memory, matryoshka, seed)
+        self.gather = gather
         self.similarity = similarity
         self.monitor = monitor
         self.tail_lr_factor = tail_lr_factor
         self.unfreeze_epoch = unfreeze_epoch
         self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
+        self.embedding_chunk = embedding_chunk
+        self._schedule = scheduler if isinstance(scheduler, Schedule) else Schedule(scheduler)
+        self._warmup_steps = 0
+        self._require_pieces()
         self.encoders: QueryEncoders | None = None
 
     def forward(self, batch: PairBatch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
         """Embeddings of both sides of a batch of pairs."""
-        return self.embed_images(batch.image), self.embed_texts(batch.text)
+        if self.embedding_chunk is None or not (self.training and torch.is_grad_enabled()):
+            return self.embed_images(batch.image), self.embed_texts(batch.text)
+        image = embed_in_pieces(self.embed_images, batch.image, self.embedding_chunk)
+        return image, embed_in_pieces(self.embed_texts, batch.text, self.embedding_chunk)
 
     def embed_images(self, batch: FeatureBatch) -> Float[Tensor, "B E"]:
         return _embedded(self.image_tower, batch)
@@ -77,19 +103,30 @@ class DualEncoder(pl.LightningModule):
         return _embedded(self.text_tower, batch)
 
     @property
+    def loss(self) -> nn.Module:
+        """The loss of the configuration, without what the objective adds to it."""
+        return self.objective.loss
+
+    @property
     def tails(self) -> list[nn.Module]:
         """The encoders' trainable layers: of both sides, of one, or none."""
         return [tower.tail for tower in (self.image_tower, self.text_tower) if tower.tail is not None]
 
+    @property
+    def _pretrained_tails(self) -> list[nn.Module]:
+        """Those with a rate and a first epoch of their own."""
+        return [tail for tail in self.tails if not learns_with_heads(tail)]
+
     def on_train_epoch_start(self) -> None:
-        for tail in self.tails:
+        draw_apart(self.objective.seed, self.current_epoch)
+        for tail in self._pretrained_tails:
             tail.requires_grad_(self._tails_are_trained()).train(self._tails_are_trained())
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Training mode; tails that wait for their epoch stay in evaluation mode (no drop-out, fixed statistics)."""
         super().train(mode)
         if mode and not self._tails_are_trained():
-            for tail in self.tails:
+            for tail in self._pretrained_tails:
                 tail.eval()
         return self
 
@@ -97,11 +134,22 @@ class DualEncoder(pl.LightningModule):
         return self.unfreeze_epoch == 0 or self.current_epoch >= self.unfreeze_epoch
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Float[Tensor, ""]:
-        image, text = self(batch)
-        loss = self.loss(image, text, batch.image.image_ids)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
+        image, text = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in self(batch))
+        pairs = self._gathered(EmbeddedPairs(image, text, batch.image.image_ids))
+        rank = () if self.gather else (self.global_rank,)  # those who share a batch draw alike
+        self.objective.at_step(self.global_step, (self.current_epoch, batch_idx, *rank))
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 knows 128 numbers from 0.5 to 1
+            loss: Tensor = self.objective(pairs)
+        size = len(batch.image.image_ids)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        figures = {f"train/{name}": value for name, value in self.objective.figures().items()}
+        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
+
+    def _gathered(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
+        """The pairs of all processes, where they are to meet."""
+        return gathered(pairs) if self.gather and are_several() else pairs
 
     def validation_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int) -> Float[Tensor, "B E"]:
         """Embed a batch of images (loader 0) or captions (loader 1); the retrieval callback gathers them."""
@@ -115,17 +163,51 @@ class DualEncoder(pl.LightningModule):
         for group in optimizer.param_groups:
             if group.get("name") == "tail":
                 group["lr"] *= self.tail_lr_factor
-        if self._make_scheduler is None:
+        self._require_pieces()  # of the tails too, which are not there from the beginning
+        self._warmup_steps = self._schedule.warmup(self._all_steps)
+        scheduler = self._schedule.scheduler(optimizer, self._all_steps, self._epochs())
+        if scheduler is None:
             return optimizer
-        scheduler = self._make_scheduler(optimizer)
-        settings: dict[str, Any] = {"scheduler": scheduler, "monitor": self.monitor}
+        interval = self._schedule.interval
+        settings: dict[str, Any] = {"scheduler": scheduler, "monitor": self.monitor, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):  # waits for a validation, all others step after each epoch
             settings["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        with warming_up(optimizer, self.global_step, self._warmup_steps):
+            if self._warmup_steps:  # monitors of schedulers know nothing of a warm-up
+                self.log("train/lr", optimizer.param_groups[0]["lr"], on_step=True, on_epoch=False)
+            optimizer.step(closure=optimizer_closure)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """A scheduler by steps waits for the end of the warm-up."""
+        if self._schedule.interval == "epoch" or self.global_step > self._warmup_steps:
+            super().lr_scheduler_step(scheduler, metric)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps before the learning rate is the scheduler's own; known once training has begun."""
+        return self._warmup_steps
+
+    def _all_steps(self) -> int | float:
+        return self.trainer.estimated_stepping_batches
+
+    def _epochs(self) -> int | None:
+        return self._trainer.max_epochs if self._trainer is not None else None
+
+    def _require_pieces(self) -> None:
+        """Raise ConfigError where the gradient by pieces would not be that of the batch."""
+        if self.embedding_chunk is not None and (layers := batch_norms(self)):
+            raise ConfigError(
+                f"model.embedding_chunk={self.embedding_chunk}: {layers[0]} normalises over the batch, and would do so "
+                f"over each piece of {self.embedding_chunk}. Choose a model without batch normalisation, or "
+                "model.embedding_chunk=null."
+            )
+
     def _parameter_groups(self) -> Any:
-        """All parameters; in two groups where there are tails, which have a learning rate of their own."""
-        tails = [parameter for tail in self.tails for parameter in tail.parameters()]
+        """All parameters; in two groups where there are tails that have a learning rate of their own."""
+        tails = [parameter for tail in self._pretrained_tails for parameter in tail.parameters()]
         if not tails:
             return self.parameters()
         others = {id(parameter) for parameter in tails}
@@ -133,9 +215,15 @@ class DualEncoder(pl.LightningModule):
         return [{"params": heads, "name": "heads"}, {"params": tails, "name": "tail"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `xmodal.models.checkpoint.load` needs to rebuild the model and its encoders."""
+        """Add what `xmodal.models.checkpoint.load` needs to rebuild the model and its encoders, and the memory."""
         if self.encoders is not None:
             checkpoint[CHECKPOINT_KEY] = self.encoders.checkpoint()
+        if memory := self.objective.remembered():
+            checkpoint[MEMORY_KEY] = memory
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the memory of the run that is resumed."""
+        self.objective.remember_again(checkpoint.get(MEMORY_KEY, {}))
 
     def encode_images(self, images: Sequence[str | Path | Image], batch_size: int = 256) -> Float[Tensor, "N E"]:
         """Embeddings of photos from files or PIL images, on the CPU.
@@ -192,8 +280,10 @@ def _embedded(tower: Tower, batch: FeatureBatch) -> Float[Tensor, "B E"]:
     return tower.embed(batch.x.squeeze(1)) if batch.pooled else tower(batch.x, batch.mask)
 
 
-def _check_ranges(tail_lr_factor: float, unfreeze_epoch: int) -> None:
+def _check_ranges(tail_lr_factor: float, unfreeze_epoch: int, embedding_chunk: int | None) -> None:
     faults = []
+    if embedding_chunk is not None and embedding_chunk < 1:
+        faults.append(f"model.embedding_chunk must be at least 1, or null; found {embedding_chunk}.")
     if not (math.isfinite(tail_lr_factor) and tail_lr_factor >= 0):
         faults.append(f"optimizer.tail_lr_factor must be a number of at least 0, found {tail_lr_factor}.")
     if unfreeze_epoch < 0:

@@ -111,7 +111,7 @@ class QueryEncoders:
                 f"would mean nothing.\n  trained with: {expected}\n  found now:    {found}\n"
                 "Restore the weights it names, or train again."
             )
-        width = self.config[f"{modality}_aggregator"]["feature_dim"]
+        width = self.config["model"][f"{modality}_tower"]["feature_dim"]
         if modality in self.fine_tuned:  # the width behind the tail; its parameters are compared when they are loaded
             return
         if encoder.feature_dim != width:
