@@ -24,7 +24,8 @@ class ContrastiveLoss(nn.Module):
     Where there are no negatives (or no matches), their part is 0; NaN in an embedding gives NaN.
 
     Args:
-        margin: in units of the distance; negatives that are further apart cost nothing.
+        margin: in units of the distance; negatives that are further apart cost nothing. Embeddings of length 1 at right
+            angles are √2 apart.
         distance: ``euclidean`` (of embeddings of length 1, from 0 to 2), or ``cosine``, which is 1 − cosine similarity.
         siblings: other items of the same image (or label): ``mask`` leaves them out, ``positive`` makes them matches.
 
@@ -35,7 +36,7 @@ class ContrastiveLoss(nn.Module):
         ConfigError: a margin that is not positive, or an unknown choice; all faults at once.
     """
 
-    def __init__(self, margin: float = 1.0, distance: str = "euclidean", siblings: str = "mask") -> None:
+    def __init__(self, margin: float = 1.4, distance: str = "euclidean", siblings: str = "mask") -> None:
         super().__init__()
         faults = choice_faults({"distance": distance, "siblings": siblings}, CHOICES)
         if not 0 < margin < math.inf:
