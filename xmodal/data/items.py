@@ -78,7 +78,8 @@ class Items:
             raise DataError(
                 f"Relevance by class needs a label for every image, but {len(without)} of the "
                 f"{len(self.images)} images of {self.name} have none, the first of them {without[0]!r}. Add the labels "
-                "(column label of a table), or evaluate pairs: data.relevance=instance, --relevance instance."
+                "(column label of a table), or go by pairs: relevance=instance in training, data.relevance=instance or "
+                "--relevance instance in evaluation."
             )
 
     def has_split(self, role: str) -> bool:
