@@ -97,3 +97,10 @@ def test_heads_need_not_divide_the_features() -> None:
 def test_impossible_values_are_named(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TransformerAggregator(6, "none", **wrong)
+
+
+def test_layers_begin_with_weights_of_their_own():
+    first, second = TransformerAggregator(8, "none", hidden_size=8, num_layers=2, num_heads=2).encoder.layers
+    for name, weights in first.named_parameters():
+        if weights.dim() > 1:
+            assert not torch.equal(weights, second.get_parameter(name)), name

@@ -52,3 +52,20 @@ def test_a_run_from_before_towers_had_more_settings_goes_on() -> None:
     run.taken_up(compose([]))
     with pytest.raises(ConfigError, match=r"element_dropout: None in the checkpoint, 0\.2 now"):
         run.taken_up(compose(["model.text_tower.element_dropout=0.2"]))
+
+
+@pytest.mark.parametrize(
+    ("before", "typed", "expected"),
+    [
+        ("loss=triplet", "loss=infonce", r"loss\._target_: xmodal\.losses\.triplet.* in the checkpoint"),
+        ("loss=infonce", "loss.learn_temperature=false", r"loss\.learn_temperature: True in the checkpoint, False now"),
+        ("loss=weighted", "loss@loss.losses.cross=siglip", r"loss\.losses\.cross\._target_: xmodal\.losses\.infonce"),
+    ],
+)
+def test_a_loss_with_other_parameters_is_refused(before: str, typed: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        earlier(before).taken_up(compose([before, typed] if typed.split("=")[0] != "loss" else [typed]))
+
+
+def test_settings_of_a_loss_that_are_no_parameters_may_change() -> None:
+    earlier("loss=infonce").taken_up(compose(["loss=infonce", "loss.siblings=positive"]))

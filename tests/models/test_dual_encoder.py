@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from xmodal.aggregators.mean import MeanAggregator
 from xmodal.errors import ConfigError
+from xmodal.losses.infonce import InfoNCELoss
 from xmodal.losses.triplet import TripletLoss
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.projection import Projection
@@ -224,3 +225,21 @@ def test_pooled_batches_go_to_the_projection_alone() -> None:
 def test_values_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         model(**settings)
+
+
+def test_what_a_loss_learns_does_not_decay() -> None:
+    torch.manual_seed(0)
+    made = DualEncoder(tower(6), tower(5), InfoNCELoss(), partial(torch.optim.AdamW, lr=LR, weight_decay=0.2))
+    heads, learned = made.configure_optimizers().param_groups
+    assert (heads["name"], heads["weight_decay"]) == ("heads", 0.2)
+    assert (learned["name"], learned["weight_decay"], len(learned["params"])) == ("loss", 0.0, 1)
+    assert len(heads["params"]) + 1 == len(list(made.parameters()))
+
+
+def test_a_loss_of_an_older_checkpoint_finds_its_place() -> None:
+    made = DualEncoder(tower(6), tower(5), InfoNCELoss(), partial(torch.optim.Adam, lr=LR))
+    older = {name.replace("objective.loss.", "loss."): value + 0.25 for name, value in made.state_dict().items()}
+    assert any(name.startswith("loss.") for name in older)
+    made.load_state_dict(older)
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(value, older[name.replace("objective.loss.", "loss.")])

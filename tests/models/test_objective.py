@@ -16,7 +16,7 @@ from xmodal.losses.contrastive import ContrastiveLoss
 from xmodal.losses.infonce import InfoNCELoss
 from xmodal.losses.siglip import SigLIPLoss
 from xmodal.losses.triplet import TripletLoss
-from xmodal.models.dual_encoder import MEMORY_KEY, DualEncoder
+from xmodal.models.dual_encoder import MEMORY_ITEMS_KEY, MEMORY_KEY, DualEncoder
 from xmodal.models.objective import Objective
 from xmodal.models.projection import Projection
 from xmodal.models.tower import Tower
@@ -226,11 +226,37 @@ def test_a_resumed_run_with_a_memory_is_the_uninterrupted_one(tmp_path):
     without = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert set(without.pop(MEMORY_KEY)) == {"image", "text", "image_ids"}
     torch.save(without, tmp_path / "forgot.ckpt")
+    of_others = torch.load(tmp_path / "one.ckpt", weights_only=True) | {MEMORY_ITEMS_KEY: "of other photos"}
+    torch.save(of_others, tmp_path / "others.ckpt")
     forgot, _ = run(2, memory=10, start=str(tmp_path / "forgot.ckpt"))
     assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), forgot.parameters(), strict=True))
+    others, _ = run(2, memory=10, start=str(tmp_path / "others.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(forgot.parameters(), others.parameters(), strict=True))
 
 
 def test_a_checkpoint_without_a_memory_says_nothing_of_one(tmp_path):
     _, trainer = run(1, memory=0)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     assert MEMORY_KEY not in torch.load(tmp_path / "one.ckpt", weights_only=True)
+
+
+def test_unit_embeddings_stay_unit_at_every_size():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(6, 8, generator=generator), dim=1)
+    text = image + 0.01 * torch.randn(6, 8, generator=generator)
+    pairs = EmbeddedPairs(image, torch.nn.functional.normalize(text, dim=1), torch.arange(6))
+    loss = ContrastiveLoss(1.4)
+    cut = [torch.nn.functional.normalize(side[:, :3], dim=1) for side in (pairs.image, pairs.text)]
+    expected = (loss(*cut, pairs.image_ids) + loss(pairs.image, pairs.text, pairs.image_ids)) / 2
+    torch.testing.assert_close(Objective(loss, matryoshka=[3], normalize=True)(pairs), expected)
+    assert not torch.isclose(Objective(loss, matryoshka=[3])(pairs), expected)
+
+
+def test_what_is_no_number_spoils_one_batch_and_no_later_one():
+    objective = Objective(TripletLoss(3.0), cross_batch_memory=8)
+    broken, clean = batches(2, 4, 4)
+    broken.image[1] = float("nan")
+    assert objective(broken).isnan()
+    assert objective(clean).isfinite()
+    assert objective.memory is not None
+    assert len(objective.memory.image_ids) == 7

@@ -65,6 +65,8 @@ class TransformerAggregator(nn.Module):
         )
         last_norm = nn.LayerNorm(hidden_size) if norm_first else None
         self.encoder = nn.TransformerEncoder(layer, num_layers, norm=last_norm, enable_nested_tensor=False)
+        for copied in self.encoder.layers[1:]:  # torch copies the first, weights and all
+            _draw_again(copied)
         self.pooling = MeanAggregator(hidden_size) if pooling is None else pooling(feature_dim=hidden_size)
         self.output_dim: int = self.pooling.output_dim  # type: ignore[assignment]
 
@@ -81,6 +83,14 @@ class TransformerAggregator(nn.Module):
         known = sinusoids(x.shape[1], x.shape[2], like=x) if self.learned is None else self.learned
         places = (mask.cumsum(dim=1) - 1).clamp(min=0, max=len(known) - 1)
         return x + known[places]
+
+
+def _draw_again(layer: nn.Module) -> None:
+    """Initialise a layer anew, each part as it initialises itself."""
+    for part in reversed(list(layer.modules())):  # attention sets what its own parts have set
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
+            reset()
 
 
 def _check_values(

@@ -148,6 +148,8 @@ def _value_before(key: str) -> Any:
 
 def _shapes_the_model(key: str) -> bool:
     prefixes = ("embedding_dim", "image_aggregator.", "text_aggregator.", "model.image_tower.", "model.text_tower.")
+    if key.startswith("loss."):  # its own parameters are in the checkpoint
+        return key.endswith(("._target_", ".learn_temperature", ".learn_bias"))
     return key.startswith(prefixes) or key in ("image_encoder._target_", "text_encoder._target_", *_LAYERS)
 
 

@@ -1,5 +1,7 @@
 """The trainable model: two towers, one space."""
 
+import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +26,11 @@ from xmodal.models.schedule import Schedule, Scheduler, warming_up
 from xmodal.models.tower import Tower
 from xmodal.types import FeatureBatch, PairBatch, RaggedFeatures
 
+log = logging.getLogger(__name__)
+
 CHECKPOINT_KEY = "xmodal"
 MEMORY_KEY = "cross_batch_memory"
+MEMORY_ITEMS_KEY = "cross_batch_memory_items"
 
 
 class DualEncoder(pl.LightningModule):
@@ -76,7 +81,8 @@ class DualEncoder(pl.LightningModule):
         _check_ranges(tail_lr_factor, unfreeze_epoch, embedding_chunk)
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.objective = Objective(loss, relevance, cross_batch_memory, matryoshka, seed)
+        normalize = image_tower.normalize and text_tower.normalize
+        self.objective = Objective(loss, relevance, cross_batch_memory, matryoshka, seed, normalize)
         self.gather = gather
         self.similarity = similarity
         self.monitor = monitor
@@ -87,6 +93,7 @@ class DualEncoder(pl.LightningModule):
         self._schedule = scheduler if isinstance(scheduler, Schedule) else Schedule(scheduler)
         self._warmup_steps = 0
         self._require_pieces()
+        self.register_load_state_dict_pre_hook(_rename_loss)
         self.encoders: QueryEncoders | None = None
 
     def forward(self, batch: PairBatch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
@@ -206,13 +213,24 @@ class DualEncoder(pl.LightningModule):
             )
 
     def _parameter_groups(self) -> Any:
-        """All parameters; in two groups where there are tails that have a learning rate of their own."""
+        """All parameters, in groups where some are treated apart.
+
+        Tails have a learning rate of their own; a temperature or bias of the loss doesn't decay (CLIP exempts gains and
+        biases): a decaying log temperature would drift towards 1.
+        """
         tails = [parameter for tail in self._pretrained_tails for parameter in tail.parameters()]
-        if not tails:
+        learned = list(self.objective.loss.parameters())
+        if not tails and not learned:
             return self.parameters()
-        others = {id(parameter) for parameter in tails}
-        heads = [parameter for parameter in self.parameters() if id(parameter) not in others]
-        return [{"params": heads, "name": "heads"}, {"params": tails, "name": "tail"}]
+        others = {id(parameter) for parameter in (*tails, *learned)}
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in self.parameters() if id(parameter) not in others], "name": "heads"}
+        ]
+        if tails:
+            groups.append({"params": tails, "name": "tail"})
+        if learned:
+            groups.append({"params": learned, "name": "loss", "weight_decay": 0.0})
+        return groups
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `xmodal.models.checkpoint.load` needs to rebuild the model and its encoders, and the memory."""
@@ -220,10 +238,20 @@ class DualEncoder(pl.LightningModule):
             checkpoint[CHECKPOINT_KEY] = self.encoders.checkpoint()
         if memory := self.objective.remembered():
             checkpoint[MEMORY_KEY] = memory
+            checkpoint[MEMORY_ITEMS_KEY] = self._items_digest()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the memory of the run that is resumed."""
-        self.objective.remember_again(checkpoint.get(MEMORY_KEY, {}))
+        """Go on with the memory of the run that is resumed, where it is of the same items in the same order."""
+        if checkpoint.get(MEMORY_ITEMS_KEY) == self._items_digest():
+            self.objective.remember_again(checkpoint.get(MEMORY_KEY, {}))
+        elif MEMORY_KEY in checkpoint:
+            log.info("The cross-batch memory of the checkpoint is of other items: it begins empty.")
+
+    def _items_digest(self) -> str:
+        """Of the ids of all images, by whose rows the memory goes; of none outside of a run."""
+        datamodule = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        ids = [] if datamodule is None else datamodule.items.image_ids.tolist()
+        return hashlib.sha256(repr(ids).encode()).hexdigest()
 
     def encode_images(self, images: Sequence[str | Path | Image], batch_size: int = 256) -> Float[Tensor, "N E"]:
         """Embeddings of photos from files or PIL images, on the CPU.
@@ -274,6 +302,12 @@ class DualEncoder(pl.LightningModule):
         parts = [_embedded(tower, batch.to(self.device)).cpu() for batch in batches]
         self.train(was_training)
         return torch.cat(parts)
+
+
+def _rename_loss(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Parameters of a loss stood under ``loss`` before there was an objective."""
+    for name in [name for name in state if name.startswith(f"{prefix}loss.")]:
+        state[f"{prefix}objective.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _embedded(tower: Tower, batch: FeatureBatch) -> Float[Tensor, "B E"]:

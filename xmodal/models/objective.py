@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xmodal.errors import ConfigError
-from xmodal.losses.comparison import EmbeddedPairs, accepted, evaluate, figures_of
+from xmodal.losses.comparison import EmbeddedPairs, accepted, evaluate, figures_of, unit
 
 RELEVANCES = ("instance", "label")
 
@@ -27,6 +27,7 @@ class Objective(nn.Module):
             of the loss at each size and at E (Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022,
             equation 1, with equal weights).
         seed: of what the loss draws.
+        normalize: embeddings have length 1; their first dimensions are brought to it as well.
 
     Raises:
         ConfigError: values out of range, or a memory that the loss has no use for; all faults at once.
@@ -41,6 +42,7 @@ class Objective(nn.Module):
         cross_batch_memory: int = 0,
         matryoshka: Sequence[int] | None = None,
         seed: int = 0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         faults = _faults(relevance, cross_batch_memory, matryoshka or ())
@@ -56,6 +58,7 @@ class Objective(nn.Module):
         self.cross_batch_memory = cross_batch_memory
         self.sizes = tuple(sorted(set(matryoshka or ())))
         self.seed = seed
+        self.normalize = normalize
         self.memory: EmbeddedPairs | None = None
         self.register_buffer("labels", None, persistent=False)
 
@@ -114,7 +117,17 @@ class Objective(nn.Module):
             self.memory = EmbeddedPairs(**{name: part[-self.cross_batch_memory :] for name, part in remembered.items()})
 
     def _at_size(self, size: int, pairs: EmbeddedPairs, memory: EmbeddedPairs | None) -> Float[Tensor, ""]:
-        return evaluate(self.loss, _first(size, pairs), None if memory is None else _first(size, memory))
+        return evaluate(self.loss, self._first(size, pairs), None if memory is None else self._first(size, memory))
+
+    def _first(self, size: int, pairs: EmbeddedPairs) -> EmbeddedPairs:
+        if size == pairs.image.shape[1]:
+            return pairs
+        image, text = pairs.image[:, :size], pairs.text[:, :size]
+        return (
+            pairs._replace(image=unit(image), text=unit(text))
+            if self.normalize
+            else pairs._replace(image=image, text=text)
+        )
 
     def _labelled(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
         if self.relevance == "instance":
@@ -124,8 +137,12 @@ class Objective(nn.Module):
         return pairs._replace(labels=self.labels[pairs.image_ids])
 
     def _remember(self, pairs: EmbeddedPairs) -> None:
-        """Keep the last pairs, without their labels, which follow from the ids of their images."""
-        kept = [part.detach() for part in pairs[:3] if part is not None]
+        """Keep the last pairs, without their labels, which follow from the ids of their images.
+
+        Pairs that are not finite are not kept: they would spoil all batches until they have left the memory.
+        """
+        finite = pairs.image.isfinite().all(dim=1) & pairs.text.isfinite().all(dim=1)
+        kept = [part.detach()[finite] for part in pairs[:3] if part is not None]
         if self.memory is not None:
             old = _like(pairs, self.memory)[:3]
             kept = [torch.cat([a, b]) for a, b in zip(old, kept, strict=True) if a is not None]
@@ -137,10 +154,6 @@ def _like(pairs: EmbeddedPairs, remembered: EmbeddedPairs) -> EmbeddedPairs:
     """The memory where a batch is, and of its type."""
     image, text = remembered.image.to(pairs.image), remembered.text.to(pairs.text)
     return EmbeddedPairs(image, text, remembered.image_ids.to(pairs.image_ids))
-
-
-def _first(size: int, pairs: EmbeddedPairs) -> EmbeddedPairs:
-    return pairs._replace(image=pairs.image[:, :size], text=pairs.text[:, :size])
 
 
 def _faults(relevance: str, memory: int, sizes: Sequence[int]) -> list[str]:
