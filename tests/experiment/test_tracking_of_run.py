@@ -66,6 +66,14 @@ def offline_run(folder: Path) -> OfflineRun:
     return found
 
 
+def finished_run(folder: Path, seconds: float = 120.0) -> OfflineRun:
+    """The same, once W&B's own process, which writes after the run has ended, has come to its end; or as it is then."""
+    deadline = time.monotonic() + seconds
+    while not (found := offline_run(folder)).exit_codes and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
 def offline_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/offline-run-*"))
 
@@ -74,7 +82,7 @@ def offline_folders(folder: Path) -> list[Path]:
 def tracked(workshop):
     run = workshop.run("wandb", "logger=wandb", "logger.mode=offline", "trainer.log_every_n_steps=1")
     (folder,) = offline_folders(run.folder)
-    return run, offline_run(folder), folder
+    return run, finished_run(folder), folder
 
 
 def test_wandb_has_the_flat_configuration(tracked):
@@ -127,9 +135,7 @@ def test_wandb_is_told_of_a_failure(workshop):
     with pytest.raises(RuntimeError, match="no more"):
         experiment.fit()
     folder = offline_folders(experiment.folder)[0]
-    end = time.monotonic() + 60  # another process of W&B writes the file
-    while not (codes := offline_run(folder).exit_codes) and time.monotonic() < end:
-        time.sleep(0.2)
+    codes = finished_run(folder).exit_codes
     assert codes == [1]
 
 
