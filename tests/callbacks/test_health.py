@@ -12,12 +12,13 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 from xmodal.aggregators.mean import MeanAggregator
 from xmodal.callbacks.diagnosis import COLLAPSED, FLAT, NOT_LEARNING, OVERFITTING, Limits, Reading, diagnose
-from xmodal.callbacks.health import TrainingHealth, active_shares, chance_rank, geometry
+from xmodal.callbacks.health import TrainingHealth, active_shares, geometry, random_order
 from xmodal.callbacks.retrieval import EmbeddedSplit, RetrievalEvaluation
 from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import ConfigError
 from xmodal.features.datamodule import PairDataModule
 from xmodal.losses.triplet import TripletLoss
+from xmodal.losses.within import WithinModality
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.projection import Projection
 from xmodal.models.tower import Tower
@@ -237,21 +238,24 @@ def test_the_image_of_a_caption():
     assert geometry(split, 100)["alignment"] == expected
 
 
-def test_chance_is_the_mean_over_all_orders():
+@pytest.mark.parametrize("way", ["t2i", "i2i", "t2t"])
+def test_chance_is_the_mean_over_all_orders(way):
     captions = [0, 1, 2, 3, 4, 4]
-    labels = np.array(["?"] * 7 + ["a", "b", "a", "a", "b"])
-    random = np.random.default_rng(0)
-    ranks = {"instance": [], "class": []}
-    for _ in range(4000):
-        order = random.permutation(5)
-        place = np.empty(5, dtype=int)
-        place[order] = np.arange(1, 6)
-        ranks["instance"].append(np.mean([place[own] for own in captions]))
-        same = [[i for i in range(5) if labels[i + 7] == labels[own + 7]] for own in captions]
-        ranks["class"].append(np.mean([min(place[i] for i in own) for own in same]))
-    split = split_of(5, captions)
-    assert chance_rank(split) == pytest.approx(np.mean(ranks["instance"]), rel=0.02)
-    assert chance_rank(split, labels) == pytest.approx(np.mean(ranks["class"]), rel=0.02)
+    labels = np.array(["?"] * 7 + ["a", "b", "a", "a", "c"])
+    queries, gallery = ({"t": captions, "i": list(range(5))}[side] for side in (way[0], way[2]))
+    for given in (None, labels) if way != "i2i" else (labels,):
+        names = list(range(5)) if given is None else given[7:].tolist()
+        random, ranks = np.random.default_rng(0), []
+        for _ in range(3000):
+            order = random.permutation(len(gallery)).tolist()
+            found = []
+            for q, image in enumerate(queries):
+                seen = [g for g in order if way == "t2i" or g != q]
+                found += [place for place, g in enumerate(seen, 1) if names[gallery[g]] == names[image]][:1]
+            ranks.append(np.mean(found))
+        chance, size = random_order(split_of(5, captions), given, way)
+        assert chance == pytest.approx(np.mean(ranks), rel=0.03)
+        assert size == len(seen)
 
 
 def test_active_triplets_are_counted_over_batches_of_pairs():
@@ -285,11 +289,13 @@ def reading(epoch=0, **figures) -> Reading:
         "train_loss": 1.0,
         "val_loss": 1.0,
         "monitored": 100.0,
+        "way": "t2i",
         "rank": 10.0,
         "chance": 50.0,
         "gallery": 99,
         "similarity": {"image": 0.2, "text": 0.2},
         "effective_rank": {"image": 40.0, "text": 40.0},
+        "room": {"image": 64, "text": 64},
     }
     return Reading(epoch, **{**plain, **figures})
 
@@ -306,6 +312,8 @@ SIGNS = {
     "on a line at chance": ([LINE] * 2, COLLAPSED),
     "on a line": ([{**LINE, "rank": 20.0}] * 3, FLAT),
     "zero vectors": ([{"rank": 99.0, "similarity": {"image": 1.0, "text": 0.0}}] * 2, COLLAPSED),
+    "on a line, for want of room": ([{**LINE, "room": {"image": 98, "text": 2}}] * 2, None),
+    "one point among very few": ([{**POINT, "gallery": 9}] * 9, None),
     "at chance": ([{"rank": 45.0}] * 3, NOT_LEARNING),
     "at chance for long, then better": ([{"rank": 45.0}] * 2 + [{"rank": 39.0}], None),
     "past its best": (
@@ -323,6 +331,20 @@ def test_signs(figures, kind):
     readings = [reading(epoch, **row) for epoch, row in enumerate(figures)]
     finding = diagnose(readings, LIMITS)
     assert (finding and finding.kind) == kind
+
+
+def test_a_search_within_a_side_is_judged_by_that_side(told):
+    """Photos by photos of their label: captions, which are not trained, stay at chance and count for nothing."""
+    data, module = datamodule(val=60), model(WithinModality(TripletLoss(), "image"), lr=3e-3)
+    data.relevance, module.objective.relevance = "class", "label"
+    module.objective.use_labels(data.items.labels)
+    health = TrainingHealth("val/i2i_mAP", patience=2)
+    rows, _ = trained(module, data, health, epochs=4)
+    reading = health._readings[-1]
+    assert (reading.way, reading.gallery, set(reading.similarity)) == ("i2i", 59, {"image"})
+    assert reading.rank == rows[-1]["val/i2i_meanR"]
+    (line,) = told()  # the labels go round, whatever is in a photo
+    assert line.startswith("NOT LEARNING in epoch 1: after 2 validations, an image finds one of its label at rank ")
 
 
 @pytest.mark.parametrize(

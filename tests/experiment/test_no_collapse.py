@@ -93,13 +93,13 @@ class Bench:
     def base(self, *overrides: str) -> DictConfig:
         return compose(
             [
-                "data.train_size=24",
+                "data.train_size=16",
                 "data.val_size=1",
                 "data.test_size=1",
                 "data.captions_per_image=2",
                 "data.image_size=64",
                 f"data.root={self.root / 'scenes'}",
-                "data.batch_size=24",
+                "data.batch_size=16",
                 "embedding_dim=64",
                 "model.image_tower.projection.hidden_dim=128",
                 "model.text_tower.projection.hidden_dim=128",

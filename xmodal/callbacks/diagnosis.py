@@ -15,7 +15,14 @@ OVERFITTING = "OVERFITTING"
 
 _CONFIRMED = 2  # validations in a row: for the first steps, a random network may put everything into one corner
 _TOLD_APART = 0.5  # share of chance's rank below which directions that are alike do no harm
+_FEW = 10  # items of a gallery below which ranks are a matter of luck, and nothing is said
+_ROOM = 8  # directions that there must be before embeddings that differ in few of them are a sign of anything
 _NAMES = {"image": "images", "text": "captions"}
+_SEARCHES = {
+    "t2i": "a caption finds its image",
+    "i2i": "an image finds one of its label",
+    "t2t": "a caption finds one of its label",
+}
 
 
 class Reading(NamedTuple):
@@ -26,21 +33,25 @@ class Reading(NamedTuple):
         train_loss: mean over the steps since the validation before.
         val_loss: over the pairs of validation.
         monitored: the figure that best epochs are chosen by; more is better.
-        rank: at which the image of a caption stands on average (text→image), among ``gallery`` images.
-        chance: that rank, were images in random order.
-        similarity: mean over pairs of one side of their cosine similarity, by ``image`` and ``text``.
-        effective_rank: number of directions in which a side differs, by ``image`` and ``text``.
+        way: of the search that is judged: ``t2i``; ``i2i`` or ``t2t`` where a figure of that is monitored.
+        rank: at which the best match stands on average.
+        chance: that rank, were the ``gallery`` items in random order.
+        similarity: mean over pairs of one side of their cosine similarity, by the sides that take part in the search.
+        effective_rank: number of directions in which embeddings of a side differ.
+        room: number of directions in which they could.
     """
 
     epoch: int
     train_loss: float
     val_loss: float
     monitored: float
+    way: str
     rank: float
     chance: float
     gallery: int
     similarity: Mapping[str, float]
     effective_rank: Mapping[str, float]
+    room: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,9 @@ class Finding(NamedTuple):
 
 
 def diagnose(readings: Sequence[Reading], limits: Limits, monitor: str = "val/rsum") -> Finding | None:
-    """The worst that the validations so far show; None for a healthy run."""
+    """The worst that the validations so far show; None for a healthy run, or too few items to judge by."""
+    if not readings or readings[-1].gallery < _FEW:
+        return None
     signs: dict[str, Callable[[], str | None]] = {
         COLLAPSED: lambda: collapsed(readings, limits),
         NOT_LEARNING: lambda: not_learning(readings, limits),
@@ -96,9 +109,9 @@ def diagnose(readings: Sequence[Reading], limits: Limits, monitor: str = "val/rs
 
 
 def collapsed(readings: Sequence[Reading], limits: Limits) -> str | None:
-    """All items of a side are nearly one point, or on one line, and captions hardly find their images."""
+    """All items of a side are nearly one point, or on one line, and hardly find their matches."""
     last = readings[-_CONFIRMED:]
-    sides = [side for side in _NAMES if all(_is_one_point(reading, side, limits) for reading in last)]
+    sides = [side for side in last[-1].similarity if all(_is_one_point(reading, side, limits) for reading in last)]
     if len(last) < _CONFIRMED or not sides or not _at_chance(last, _TOLD_APART):
         return None
     figures = "; ".join(
@@ -113,17 +126,17 @@ def collapsed(readings: Sequence[Reading], limits: Limits) -> str | None:
 def flat(readings: Sequence[Reading], limits: Limits) -> str | None:
     """For ``patience`` validations, embeddings of a side lie nearly on a line or in a plane."""
     last = readings[-limits.patience :]
-    for side, name in _NAMES.items():
-        if len(last) == limits.patience and all(r.effective_rank[side] < limits.effective_rank for r in last):
+    for side in last[-1].effective_rank:
+        if len(last) == limits.patience and all(_is_narrow(r, side, limits.effective_rank) for r in last):
             return (
-                f"the embeddings of {name} differ in hardly more than {last[-1].effective_rank[side]:.1f} directions "
-                "(effective rank)"
+                f"the embeddings of {_NAMES[side]} differ in hardly more than {last[-1].effective_rank[side]:.1f} "
+                "directions (effective rank)"
             )
     return None
 
 
 def not_learning(readings: Sequence[Reading], limits: Limits) -> str | None:
-    """After ``patience`` validations captions still find their images no better than by chance."""
+    """After ``patience`` validations matches are still found no better than by chance."""
     last = readings[-limits.patience :]
     if len(last) < limits.patience or not _at_chance(last, limits.chance):
         return None
@@ -159,7 +172,11 @@ def diverged(loss: float, step: int) -> str:
 
 def _is_one_point(reading: Reading, side: str, limits: Limits) -> bool:
     similarity = reading.similarity[side]
-    return not math.isfinite(similarity) or similarity > limits.similarity or reading.effective_rank[side] < 2
+    return not math.isfinite(similarity) or similarity > limits.similarity or _is_narrow(reading, side, 2.0)
+
+
+def _is_narrow(reading: Reading, side: str, directions: float) -> bool:
+    return reading.room[side] >= _ROOM and reading.effective_rank[side] < directions
 
 
 def _at_chance(readings: Sequence[Reading], share: float) -> bool:
@@ -169,7 +186,7 @@ def _at_chance(readings: Sequence[Reading], share: float) -> bool:
 
 def _at_rank(reading: Reading) -> str:
     return (
-        f"a caption finds its image at rank {reading.rank:.1f} of {reading.gallery} on average, where random order "
+        f"{_SEARCHES[reading.way]} at rank {reading.rank:.1f} of {reading.gallery} on average, where random order "
         f"gives {reading.chance:.1f}"
     )
 

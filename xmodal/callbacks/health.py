@@ -20,7 +20,7 @@ from xmodal.retrieval.geometry import alignment, effective_rank, mean_similarity
 
 log = logging.getLogger(__name__)
 
-_SIDES = ("image", "text")
+_SIDES = {"t2i": ("image", "text"), "i2i": ("image",), "t2t": ("text",)}  # that take part in a search
 _SEED = 0  # of samples: the same rows in every epoch, so that curves are smooth
 
 
@@ -41,7 +41,7 @@ class TrainingHealth(pl.Callback):
         max_similarity: COLLAPSED: the mean cosine similarity of a side is above this, and recall near chance.
         min_effective_rank: FLAT: a side differs in fewer directions.
         near_chance: recall is near chance where the mean rank of a caption's image is above this share of what random
-            order gives.
+            order gives. (Where a figure of ``i2i`` or ``t2t`` is monitored, it is that search that is judged.)
         patience: validations before NOT LEARNING, and below the best one before OVERFITTING.
         drop: share of its best value that the monitored figure has lost where OVERFITTING is said.
         sample_size: items of a side that uniformity and effective rank are taken of, at most.
@@ -65,6 +65,8 @@ class TrainingHealth(pl.Callback):
             raise ConfigError(f"callbacks.health.sample_size must be at least 2, found {sample_size}.")
         self.limits = Limits(max_similarity, min_effective_rank, near_chance, patience, drop)
         self.monitor = monitor
+        way = monitor.rpartition("/")[2].partition("_")[0]
+        self._way = way if way in _SIDES else "t2i"
         self.stop = stop
         self.sample_size = sample_size
         self._forget()
@@ -75,6 +77,7 @@ class TrainingHealth(pl.Callback):
         self._losses: Tensor | None = None  # sum since the last validation
         self._steps = 0
         self._chance, self._gallery = math.nan, 0
+        self._room: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"readings": [reading._asdict() for reading in self._readings], "told": sorted(self._told)}
@@ -120,7 +123,10 @@ class TrainingHealth(pl.Callback):
         figures = geometry(split, self.sample_size)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         figures |= active_shares(pl_module, split, self.sample_size, datamodule.batch_size)
-        self._chance, self._gallery = chance_rank(split, datamodule.labels), len(split.image)
+        self._chance, self._gallery = random_order(split, datamodule.labels, self._way)
+        self._room = {
+            side: min(len(rows) - 1, rows.shape[1]) for side, rows in (("image", split.image), ("text", split.text))
+        }
         pl_module.log_dict({f"val/{name}": value for name, value in figures.items()}, batch_size=1, sync_dist=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,11 +149,13 @@ class TrainingHealth(pl.Callback):
             train_loss=mean,
             val_loss=found["val/loss"],
             monitored=found[self.monitor],
-            rank=found["val/t2i_meanR"],
+            way=self._way,
+            rank=found[f"val/{self._way}_meanR"],
             chance=self._chance,
             gallery=self._gallery,
-            similarity={side: found[f"val/{side}_similarity"] for side in _SIDES},
-            effective_rank={side: found[f"val/{side}_effective_rank"] for side in _SIDES},
+            similarity={side: found[f"val/{side}_similarity"] for side in _SIDES[self._way]},
+            effective_rank={side: found[f"val/{side}_effective_rank"] for side in _SIDES[self._way]},
+            room={side: self._room[side] for side in _SIDES[self._way]},
         )
 
     def _require_numbers(self, trainer: pl.Trainer, model: pl.LightningModule, loss: Tensor) -> None:
@@ -206,20 +214,25 @@ def active_shares(model: DualEncoder, split: EmbeddedSplit, sample_size: int, ba
     return {name: sum(values) / seen for name, values in found.items()}
 
 
-def chance_rank(split: EmbeddedSplit, labels: np.ndarray | None = None) -> float:
-    """Mean over captions of the expected rank of their best image in random order: ``(N + 1) / (R + 1)``.
+def random_order(split: EmbeddedSplit, labels: np.ndarray | None = None, way: str = "t2i") -> tuple[float, int]:
+    """Mean over queries of the expected rank of their best match in random order, ``(N + 1) / (R + 1)``; and N.
 
-    R of the N images are matches of a caption: its own, or all of its label.
+    R of N items are matches of a query: the caption's own image, or all of its label but itself. Queries without a
+    match take no part.
 
     Args:
         labels: of all images of the data set, where relevance is by class.
+        way: of the search, ``t2i``, ``i2i`` or ``t2t``.
     """
-    count = len(split.image_ids)
-    if labels is None:
-        return (count + 1) / 2
-    known, matches = np.unique(labels[split.image_ids.numpy()], return_counts=True)
-    of_captions = np.searchsorted(known, labels[split.text_image_ids.numpy()])
-    return float(np.mean((count + 1) / (matches[of_captions] + 1)))
+    images, texts = split.image_ids.numpy(), split.text_image_ids.numpy()
+    if labels is not None:
+        images, texts = labels[images], labels[texts]
+    queries, gallery = {"t2i": (texts, images), "i2i": (images, images), "t2t": (texts, texts)}[way]
+    itself = int(way != "t2i")
+    known, counts = np.unique(gallery, return_counts=True)
+    matches = counts[np.searchsorted(known, queries)] - itself
+    size = len(gallery) - itself
+    return float(np.mean((size + 1) / (matches[matches > 0] + 1))), size
 
 
 def _retrieval(trainer: pl.Trainer) -> RetrievalEvaluation:

@@ -11,6 +11,7 @@ from xmodal.models.dual_encoder import DualEncoder
 
 _MOST = 4  # suggestions in a line
 _MOST_DROPOUT = 0.5
+_HIGHEST_RATE = 0.05  # of conf/optimizer
 _WARMUP = 200  # steps, as in conf/loss/max_of_hinges.yaml
 _WARMUP_EPOCHS = 2
 _LARGE_MARGIN = 0.5  # of cosine distances: unrelated items are 1 apart
@@ -72,7 +73,7 @@ def _easier_negatives(run: Treated) -> list[str]:
 
 
 def _calmer_steps(run: Treated) -> list[str]:
-    found = [f"optimizer.lr={run.rate / 10:.2g} (now {run.rate:.2g})"]
+    found = [f"optimizer.lr={min(run.rate / 10, _HIGHEST_RATE):.2g} (now {run.rate:.2g})"]
     if not run.model.warmup_steps:
         found.append("scheduler=warmup_cosine")
     if not run.trainer.gradient_clip_val:
