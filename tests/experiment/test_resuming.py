@@ -67,5 +67,14 @@ def test_a_loss_with_other_parameters_is_refused(before: str, typed: str, expect
         earlier(before).taken_up(compose([before, typed] if typed.split("=")[0] != "loss" else [typed]))
 
 
+def test_a_term_that_is_left_out_or_new_is_refused() -> None:
+    left_out = "loss.losses.text=null"
+    with pytest.raises(ConfigError, match=r"loss\.losses\.text\._target_: xmodal\.losses\.within.* no such term now"):
+        earlier("loss=weighted").taken_up(compose(["loss=weighted", left_out, "loss.weights={cross: 1.0}"]))
+    with pytest.raises(ConfigError, match=r"loss\.losses\.text\._target_: None in the checkpoint"):
+        earlier("loss=weighted", left_out).taken_up(compose(["loss=weighted"]))
+    earlier("loss=weighted", left_out).taken_up(compose(["loss=weighted", left_out]))
+
+
 def test_settings_of_a_loss_that_are_no_parameters_may_change() -> None:
     earlier("loss=infonce").taken_up(compose(["loss=infonce", "loss.siblings=positive"]))

@@ -62,3 +62,12 @@ def test_all_faults_are_reported_at_once():
         "both positive; found 2.0, 0.005 and 1.0",
         "loss.bias must be finite, found nan",
     )
+
+
+def test_the_bias_learns_in_a_model_of_half_precision():
+    loss, image = SigLIPLoss().to(torch.bfloat16), torch.eye(3, dtype=torch.bfloat16)
+    assert loss.bias.dtype == loss.inverse_temperature.log.dtype == torch.float32
+    assert SigLIPLoss().double().bias.dtype == torch.float64
+    loss(image, image, torch.arange(3)).backward()
+    torch.optim.SGD(loss.parameters(), lr=1e-3).step()  # bfloat16 has no number between -10 and -9.9375
+    assert 0 < abs(loss.bias.item() + 10) < 0.01

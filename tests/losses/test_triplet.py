@@ -235,3 +235,25 @@ def test_a_warm_up_has_to_lead_somewhere():
 def test_margin_must_be_positive_and_finite(margin: float) -> None:
     with pytest.raises(ConfigError, match=f"positive and finite, found {margin}"):
         TripletLoss(margin)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_is_not_hidden_where_there_are_no_negatives(anchor: str, negatives: str, side: int, value: float) -> None:
+    image, text, _ = random_batch(4, 4, 0)
+    sides, ids = (image.requires_grad_(), text.requires_grad_()), torch.zeros(4, dtype=torch.int64)
+    loss = TripletLoss(0.2, anchor, negatives=negatives)
+    fine = loss(image, text, ids)
+    fine.backward()
+    assert fine.item() == 0
+    assert all(part.grad.abs().sum() == 0 for part in sides)
+    with torch.no_grad():
+        sides[side][2, 1] = value
+    assert loss(image, text, ids).isnan()
+
+
+def test_large_numbers_are_no_nan() -> None:
+    image, text = torch.full((2, 4, 3), 3e38)
+    assert TripletLoss()(image, text, torch.zeros(4, dtype=torch.int64)).item() == 0

@@ -131,3 +131,14 @@ def test_one_memory_serves_both(batch_of):
     with_memory = WithinModality(TripletLoss(), "text")(image.float(), text.float(), ids, None, memory)
     swapped = memory._replace(image=-memory.image)
     assert with_memory == WithinModality(TripletLoss(), "text")(image.float(), text.float(), ids, None, swapped)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_nan_is_not_hidden_where_nothing_is_compared(name, side, broken):
+    sides, ids = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([3])
+    loss = WithinModality(LOSSES[name](), side)
+    assert loss(*sides, ids, ids).isfinite()
+    sides[broken, 0, 2] = math.nan
+    assert loss(*sides, ids, ids).isnan()

@@ -16,6 +16,7 @@ from xmodal.losses.contrastive import ContrastiveLoss
 from xmodal.losses.infonce import InfoNCELoss
 from xmodal.losses.siglip import SigLIPLoss
 from xmodal.losses.triplet import TripletLoss
+from xmodal.losses.weighted import WeightedSum
 from xmodal.models.dual_encoder import MEMORY_ITEMS_KEY, MEMORY_KEY, DualEncoder
 from xmodal.models.objective import Objective
 from xmodal.models.projection import Projection
@@ -260,3 +261,21 @@ def test_what_is_no_number_spoils_one_batch_and_no_later_one():
     assert objective(clean).isfinite()
     assert objective.memory is not None
     assert len(objective.memory.image_ids) == 7
+
+
+def test_a_sum_takes_a_memory_where_one_of_its_terms_does():
+    own = WeightedSum({"a": MeanDistance(), "b": MeanDistance()}, {"a": 1.0, "b": 1.0})
+    with pytest.raises(ConfigError, match=r"=4: WeightedSum compares.*\(none of its terms takes a memory\)"):
+        Objective(own, cross_batch_memory=4)
+    inner = WeightedSum({"t": TripletLoss()}, {"t": 1.0})
+    Objective(WeightedSum({"a": MeanDistance(), "b": inner}, {"a": 1.0, "b": 1.0}), cross_batch_memory=4)
+    with pytest.raises(ConfigError, match="none of its terms takes a memory"):
+        Objective(WeightedSum({"a": own}, {"a": 1.0}), cross_batch_memory=4)
+
+
+def test_a_batch_that_is_all_broken_leaves_an_empty_memory():
+    objective, loss = Objective(InfoNCELoss(), cross_batch_memory=8), InfoNCELoss()
+    broken, clean = batches(2, 4, 4)
+    objective(broken._replace(text=torch.full((4, 6), float("inf"))))
+    assert len(objective.memory.image_ids) == 0
+    torch.testing.assert_close(objective(clean), loss(*clean[:3]))

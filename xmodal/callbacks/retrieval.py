@@ -146,7 +146,7 @@ class RetrievalEvaluation(pl.Callback):
             f"{way}_index_recall@{TOP_K}": recall for way, recall in recalls.items() if recall is not None
         }
         for size in module.objective.sizes_below(image.shape[1]):
-            smaller = figures_of(image[:, :size], text[:, :size]).metrics
+            smaller = figures_of(*(module.objective.first_of(size, side) for side in (image, text))).metrics
             metrics |= {f"dim{size}/{name}": value for name, value in smaller.items()}
         metrics["loss"] = pair_loss(module, image, text, image_ids, text_image_ids, datamodule.batch_size)
         named = {f"{role}/{name}": value for name, value in metrics.items()}

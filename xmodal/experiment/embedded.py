@@ -1,11 +1,13 @@
 """The two sides of an evaluation as vectors, wherever they come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from xmodal.losses.comparison import unit
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Embedded:
         bank_images, bank_texts: training queries for a hubness correction; None without one.
         ks: cut-offs of recall@K, beside 1, 5 and 10.
         sizes: first dimensions that were trained to be embeddings of their own.
+        normalize: embeddings of these sizes have length 1, as the whole ones.
     """
 
     name: str
@@ -45,6 +48,16 @@ class Embedded:
     bank_texts: Float[Tensor, "B E"] | None = None
     ks: tuple[int, ...] = (1, 5, 10)
     sizes: tuple[int, ...] = ()
+    normalize: bool = False
+
+    def at_size(self, size: int) -> "Embedded":
+        """The first dimensions alone, as embeddings of their own."""
+        image, text = self.image[:, :size], self.text[:, :size]
+        return (
+            replace(self, image=unit(image), text=unit(text))
+            if self.normalize
+            else replace(self, image=image, text=text)
+        )
 
 
 def counted(images: int, captions: int) -> str:

@@ -120,6 +120,7 @@ def embed_run(place: Path, options: EvaluationOptions, overrides: Sequence[str],
         text_queries=chosen.text_queries,
         ks=tuple(cfg.callbacks.retrieval.get("ks", (1, 5, 10))),
         sizes=run.model.objective.sizes,
+        normalize=run.model.objective.normalize,
         **(chosen.labels(run.items) if cfg.data.relevance == "class" else {}),
         **(run.banks(options) if options.rerank else {}),
     )

@@ -110,8 +110,7 @@ def _at_smaller_sizes(embedded: Embedded, options: EvaluationOptions) -> dict[st
     points = replace(options, bootstrap=0, rerank=None)
     figures: dict[str, float] = {}
     for size in embedded.sizes:
-        smaller = replace(embedded, image=embedded.image[:, :size], text=embedded.text[:, :size])
-        figures |= flat_figures(f"{embedded.name}/dim{size}", _result(smaller, points))
+        figures |= flat_figures(f"{embedded.name}/dim{size}", _result(embedded.at_size(size), points))
     return figures
 
 

@@ -80,7 +80,7 @@ class EarlierRun:
                 self._compare(cfg, side, encoder.fingerprint())
 
     def _refuse_another_model(self, cfg: DictConfig) -> None:
-        differing = self._differing(cfg, _shapes_the_model)
+        differing = [*self._differing(cfg, _shapes_the_model), *self._gone(cfg)]
         if differing:
             raise ConfigError(
                 f"ckpt_path={self.path} is of another model, which can't go on with these settings: "
@@ -131,6 +131,15 @@ class EarlierRun:
             f"{'Settings that differ: ' + '; '.join(data) + '. ' if data else ''}Use the data, files and settings of "
             f"data and {side}_encoder of its run (config.yaml beside it), or leave ckpt_path out."
         )
+
+    def _gone(self, cfg: DictConfig) -> list[str]:
+        """Terms of the loss that there are no longer."""
+        now, before = (flat_config(config) for config in (resolved(cfg), self.config))
+        return [
+            f"{key}: {value} in the checkpoint, no such term now"
+            for key, value in before.items()
+            if key.startswith("loss.") and key.endswith("._target_") and key not in now
+        ]
 
     def _differing(self, cfg: DictConfig, matters: Callable[[str], bool]) -> list[str]:
         now, before = (flat_config(config) for config in (resolved(cfg), self.config))

@@ -73,7 +73,9 @@ def within(
 ) -> Comparison:
     """Items of one side with one another: other captions of the same image, or other items of the same label, match.
 
-    An item is not compared with itself: an image not with the same image in another pair of the batch or memory.
+    An item is not compared with itself: an image not with the same image in another pair of the batch or memory. Texts
+    have no ids, so a text is known only by its place in the batch: where the memory is longer than an epoch, or a
+    sampler repeats items, the same text in another place counts as a match of itself, at a distance near 0.
 
     Args:
         side: ``image`` or ``text``.
@@ -138,6 +140,12 @@ def accepted(loss: nn.Module) -> frozenset[str]:
     return _parameters(type(loss).forward)
 
 
+def takes_memory(loss: nn.Module) -> bool:
+    """Whether a loss compares a batch with a memory; one that is made of others is asked by ``takes_memory()``."""
+    asked: Any = getattr(loss, "takes_memory", None)
+    return bool(asked()) if callable(asked) else "memory" in accepted(loss)
+
+
 @cache
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
@@ -165,6 +173,11 @@ def cosine_similarity(a: Float[Tensor, "A E"], b: Float[Tensor, "C E"]) -> Float
     """
     with torch.autocast(device_type=a.device.type, enabled=False):
         return unit(at_least_float32(a)) @ unit(at_least_float32(b)).T
+
+
+def zero_of(*embeddings: Float[Tensor, "_ E"]) -> Float[Tensor, ""]:
+    """0 with a gradient of 0; NaN where an embedding is not finite."""
+    return torch.stack([(0.0 * at_least_float32(one)).sum() for one in embeddings]).sum()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

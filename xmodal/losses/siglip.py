@@ -1,7 +1,7 @@
 """Sigmoid loss: every pair by itself is told to match or not to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from xmodal.losses.comparison import (
     cosine_similarity,
     require,
 )
-from xmodal.losses.temperature import InverseTemperature, temperature_faults
+from xmodal.losses.temperature import InverseTemperature, keep_precision, temperature_faults
 
 CHOICES = {"siblings": ("mask", "positive")}
 _LINEAR = 40.0  # from here on, softplus(x) is x to the last digit of float64
@@ -32,7 +32,7 @@ class SigLIPLoss(nn.Module):
 
     Args:
         temperature: τ, above 0; the first one where it is learned.
-        bias: b, the first one where it is learned.
+        bias: b, the first one where it is learned. Like τ it stays in float32 when a model is turned to half precision.
         learn_temperature: train τ with the model.
         learn_bias: train b with the model.
         min_temperature: least τ where it is learned. The paper has no bounds.
@@ -80,6 +80,12 @@ class SigLIPLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         comparisons = across(image, text, image_ids, labels, memory, self.siblings)
         return self.compare(comparisons if memory is not None else comparisons[:1])  # the other holds the same pairs
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigLIPLoss":
+        before = self.bias.data
+        super()._apply(fn, recurse)
+        keep_precision(self.bias, before)
+        return self
 
     def compare(self, comparisons: Sequence[Comparison]) -> Float[Tensor, ""]:
         """The mean over comparisons of the sum over pairs, divided by the number of anchors."""

@@ -40,9 +40,15 @@ class InverseTemperature(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InverseTemperature":
         before = None if self.log is None else self.log.data
         super()._apply(fn, recurse)
-        if self.log is not None and before is not None and self.log.dtype in (torch.float16, torch.bfloat16):
-            self.log.data = before.to(self.log.device)
+        if self.log is not None and before is not None:
+            keep_precision(self.log, before)
         return self
+
+
+def keep_precision(parameter: nn.Parameter, before: Tensor) -> None:
+    """Take back that a parameter was turned to half precision; where it was moved, it stays moved."""
+    if parameter.dtype in (torch.float16, torch.bfloat16):
+        parameter.data = before.to(parameter.device)
 
 
 def temperature_faults(temperature: float, learned: bool, least: float, most: float) -> list[str]:

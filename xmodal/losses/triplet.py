@@ -15,6 +15,7 @@ from xmodal.losses.comparison import (
     choice_faults,
     cosine_similarity,
     require,
+    zero_of,
 )
 
 CHOICES = {
@@ -128,6 +129,7 @@ class TripletLoss(nn.Module):
         draws = self._draws if self.training else None
         chosen = [_hinges(c, d, self.margin, self.negatives, draws) for c, d in both]
         loss, self._active = self._reduced(chosen)
+        loss = loss + zero_of(*(side for c in comparisons for side in (c.anchors, c.candidates)))  # no NaN is missed
         if not self.training or self._step >= self.warmup_steps:
             return loss
         share = self._step / self.warmup_steps

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xmodal.config.suggestions import did_you_mean
-from xmodal.losses.comparison import EmbeddedPairs, evaluate, figures_of, require
+from xmodal.losses.comparison import EmbeddedPairs, evaluate, figures_of, require, takes_memory
 
 
 class WeightedSum(nn.Module):
@@ -33,6 +33,10 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleDict(kept)
         self.weights = {name: float(weights[name]) for name in kept}
         self._values: dict[str, Tensor] = {}
+
+    def takes_memory(self) -> bool:
+        """Whether any term compares a batch with a memory."""
+        return any(takes_memory(loss) for loss in self.losses.values())
 
     def figures(self) -> dict[str, Tensor]:
         """Of the last batch, of each term: ``<name>_loss`` without its weight, and ``<name>_<figure>``."""

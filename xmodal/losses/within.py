@@ -9,11 +9,11 @@ from xmodal.errors import ConfigError
 from xmodal.losses.comparison import (
     Comparison,
     EmbeddedPairs,
-    at_least_float32,
     choice_faults,
     figures_of,
     require,
     within,
+    zero_of,
 )
 
 CHOICES = {"side": ("image", "text")}
@@ -26,8 +26,8 @@ class WithinModality(nn.Module):
     An item is not compared with itself. ``anchor`` and ``siblings`` of the inner loss have no effect: every item is an
     anchor, and every match counts.
 
-    The other side's embeddings enter with a weight of 0: its tower has gradients of 0 instead of none, which
-    DistributedDataParallel would wait for.
+    Both sides' embeddings enter with a weight of 0. The other side's tower then has gradients of 0 instead of none,
+    which DistributedDataParallel would wait for; and NaN in an embedding gives NaN, even of an item without a match.
 
     Args:
         loss: any of xmodal's losses: one with a method ``compare``.
@@ -65,7 +65,7 @@ class WithinModality(nn.Module):
         if self.side == "image" and labels is None:
             raise ConfigError("A loss among images needs labels, which say what images match: relevance=label.")
         found = self.compare([within(self.side, image, text, image_ids, labels, memory)])
-        return found + 0.0 * at_least_float32(text if self.side == "image" else image).sum()
+        return found + zero_of(image, text)
 
     def compare(self, comparisons: Sequence[Comparison]) -> Float[Tensor, ""]:
         """What the inner loss makes of these comparisons."""

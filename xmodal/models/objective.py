@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xmodal.errors import ConfigError
-from xmodal.losses.comparison import EmbeddedPairs, accepted, evaluate, figures_of, unit
+from xmodal.losses.comparison import EmbeddedPairs, evaluate, figures_of, takes_memory, unit
 
 RELEVANCES = ("instance", "label")
 
@@ -22,7 +22,8 @@ class Objective(nn.Module):
             losses that take them.
         relevance: what training takes for a match: items of one image (``instance``) or of one ``label``.
         cross_batch_memory: embeddings of so many pairs of the batches before are kept as further candidates, without
-            gradient (Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020); 0: none.
+            gradient (Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020); 0: none. Where processes do
+            not gather, each keeps a memory of its own; a checkpoint holds that of the first, with which all go on.
         matryoshka: sizes d below E whose first d dimensions are to be good embeddings as well: the loss is the mean
             of the loss at each size and at E (Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022,
             equation 1, with equal weights).
@@ -46,10 +47,11 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         faults = _faults(relevance, cross_batch_memory, matryoshka or ())
-        if cross_batch_memory and "memory" not in accepted(loss):
+        if cross_batch_memory and not takes_memory(loss):
+            why = "none of its terms takes a" if hasattr(loss, "takes_memory") else "its forward takes no"
             faults.append(
                 f"cross_batch_memory={cross_batch_memory}: {type(loss).__name__} compares the pairs of a batch alone "
-                "(its forward takes no memory). Choose another loss, or cross_batch_memory=0."
+                f"({why} memory). Choose another loss, or cross_batch_memory=0."
             )
         if faults:
             raise ConfigError(faults)
@@ -100,6 +102,11 @@ class Objective(nn.Module):
         """The Matryoshka sizes of embeddings of this width."""
         return [size for size in self.sizes if size < width]
 
+    def first_of(self, size: int, embeddings: Float[Tensor, "N E"]) -> Float[Tensor, "N d"]:
+        """The first d dimensions as embeddings of their own: of length 1 where the whole ones are."""
+        first = embeddings[:, :size]
+        return unit(first) if self.normalize else first
+
     def figures(self) -> dict[str, Tensor]:
         """What the loss has to tell of its last batch."""
         return figures_of(self.loss)
@@ -122,12 +129,7 @@ class Objective(nn.Module):
     def _first(self, size: int, pairs: EmbeddedPairs) -> EmbeddedPairs:
         if size == pairs.image.shape[1]:
             return pairs
-        image, text = pairs.image[:, :size], pairs.text[:, :size]
-        return (
-            pairs._replace(image=unit(image), text=unit(text))
-            if self.normalize
-            else pairs._replace(image=image, text=text)
-        )
+        return pairs._replace(image=self.first_of(size, pairs.image), text=self.first_of(size, pairs.text))
 
     def _labelled(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
         if self.relevance == "instance":
