@@ -4,12 +4,13 @@ import math
 import shutil
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from xmodal.errors import ConfigError, DataError
 from xmodal.models import checkpoint
 
-PLAIN = ("trainer.max_epochs=4", "model.image_tower.feature_dropout=0.0")
+PLAIN = ("trainer.max_epochs=4", "model.image_tower.feature_dropout=0.4")  # whose masks go on where they were
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,19 @@ def test_file_that_is_no_checkpoint_is_refused(workshop, tmp_path):
     (tmp_path / "notes.ckpt").write_text("no checkpoint")
     with pytest.raises(DataError, match=r"notes\.ckpt can't be read as a checkpoint"):
         workshop.build("none", f"ckpt_path={tmp_path / 'notes.ckpt'}")
+
+
+def test_weights_that_are_no_numbers_do_not_replace_the_last_that_were(workshop):
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if trainer.current_epoch == 2:
+                with torch.no_grad():
+                    next(pl_module.parameters()).mul_(math.nan)
+
+    experiment = workshop.build("poisoned", *PLAIN, "callbacks.health.stop=true")
+    experiment.trainer.callbacks.insert(0, Poison())
+    experiment.fit()
+    kept = checkpoint.read(last_of(experiment))
+    assert kept["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+    assert experiment.metrics["best_epoch"] in (0, 1)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
+
 from xmodal.errors import ConfigError
 
 DIVERGED = "DIVERGED"
@@ -193,3 +195,8 @@ def _at_rank(reading: Reading) -> str:
 
 def _count(validations: int) -> str:
     return f"{validations} validation{'' if validations == 1 else 's'}"
+
+
+def are_numbers(model: nn.Module) -> bool:
+    """Whether all parameters are finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())

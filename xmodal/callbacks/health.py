@@ -8,9 +8,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
-from xmodal.callbacks.diagnosis import DIVERGED, Finding, Limits, Reading, diagnose, diverged
+from xmodal.callbacks.diagnosis import DIVERGED, Finding, Limits, Reading, are_numbers, diagnose, diverged
 from xmodal.callbacks.remedies import Treated, remedies
 from xmodal.callbacks.retrieval import EmbeddedSplit, RetrievalEvaluation
 from xmodal.errors import ConfigError
@@ -160,7 +160,7 @@ class TrainingHealth(pl.Callback):
 
     def _require_numbers(self, trainer: pl.Trainer, model: pl.LightningModule, loss: Tensor) -> None:
         # scaled half precision skips the steps whose gradient overflows: then the weights are as they were
-        is_over = not bool(loss.isfinite().all()) and not _are_numbers(model)
+        is_over = not bool(loss.isfinite().all()) and not are_numbers(model)
         if not trainer.strategy.reduce_boolean_decision(is_over, all=False):
             return
         self._tell(trainer, model, Finding(DIVERGED, diverged(float(loss), trainer.global_step)))
@@ -238,7 +238,3 @@ def random_order(split: EmbeddedSplit, labels: np.ndarray | None = None, way: st
 def _retrieval(trainer: pl.Trainer) -> RetrievalEvaluation:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next(callback for callback in callbacks if isinstance(callback, RetrievalEvaluation))
-
-
-def _are_numbers(model: nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from xmodal.callbacks.averaging import KEPT, AveragedWeights, restore_training_weights
+from xmodal.callbacks.diagnosis import are_numbers
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,12 @@ class Resume(Checkpoint):
         return self._generate_state_key(monitor=self.monitor)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitored": self._monitored}
+        return {"monitored": self._monitored, "random": _random_states()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Draw from now on what would have been drawn next (drop-out), not what the first epoch drew."""
         self._monitored = state_dict["monitored"]
+        _set_random_states(state_dict.get("random", {}))  # older checkpoints have none
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the step of a plateau scheduler that the resumed checkpoint was saved before."""
@@ -79,6 +84,9 @@ class Resume(Checkpoint):
             trainer.save_checkpoint(last, weights_only=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch, unless its weights are no numbers: nothing can go on from these."""
+        if not are_numbers(pl_module):
+            return
         trainer.save_checkpoint(self.checkpoints / LAST, weights_only=False)
 
     def _adopt(self, state: dict[str, Any], is_first: bool) -> None:
@@ -97,6 +105,20 @@ class Resume(Checkpoint):
         state["best_model_path"] = state["kth_best_model_path"] = str(copy)
         state["best_k_models"] = {str(copy): state["best_model_score"]}
         state["last_model_path"] = ""
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
 def _averages(trainer: pl.Trainer) -> bool:

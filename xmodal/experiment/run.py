@@ -174,7 +174,10 @@ class Experiment:
         """Training ended before its first validation (``trainer.max_steps``, ``trainer.max_time``)."""
         last = self._best.with_name(LAST)
         if not last.exists():
-            raise XmodalError("Training ended before its first step. Raise trainer.max_epochs, max_steps or max_time.")
+            raise XmodalError(
+                "Training ended before there were weights to keep: raise trainer.max_epochs, max_steps or max_time; "
+                "or, where callbacks.health.stop ended it, lower optimizer.lr."
+            )
         log.info("No epoch was validated: the parameters as they are now are taken for the best.")
         if self.trainer.is_global_zero:
             shutil.copy2(last, self._best)
