@@ -140,6 +140,11 @@ def test_an_experiment_names_its_source_command_and_result(choice: str) -> None:
     assert words[:2] == ["python", "train.py"]
     assert choice in words
     assert check_overrides(words[2:]) == []
+    expected = reference["expected"]
+    if expected is not None:
+        assert set(expected) == {"origin", "setting", "figures"}
+        published = compose([choice]).data.name in ("flickr30k", "coco")  # whose figures can't be measured here
+        assert (expected["origin"] == "published") == published
 
 
 def test_the_course_is_stated_as_the_course_states_it() -> None:
