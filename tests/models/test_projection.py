@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -87,3 +89,18 @@ def test_old_parameters_fit_where_nothing_new_is_on():
         "layers.3.weight",
         "layers.3.bias",
     }
+
+
+def test_xavier_begins_with_the_weights_of_its_paper():
+    torch.manual_seed(0)
+    projection = Projection(400, 100, num_layers=2, hidden_dim=300, residual=True, init="xavier")
+    for layer in [module for module in projection.modules() if isinstance(module, nn.Linear)]:
+        bound = math.sqrt(6 / sum(layer.weight.shape))
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert not layer.bias.any()
+
+
+def test_an_unknown_beginning_is_refused():
+    with pytest.raises(ConfigError, match=r"projection\.init must be default or xavier, found kaiming"):
+        Projection(4, 3, init="kaiming")
