@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from xmodal.config.annotations import accepted, signature
-from xmodal.config.check import check, monitors
+from xmodal.config.check import check
 from xmodal.config.command_line import check_command_line, check_overrides, compose, compose_choice, report
+from xmodal.config.compatible import monitors
 from xmodal.config.sources import CONF_DIR, default_data_dir
 from xmodal.config.suggestions import did_you_mean, likely_keys
 from xmodal.config.values import absolute_paths, all_keys, has_key, resolved
@@ -155,6 +156,7 @@ MISTYPED = [
     ("scheduler.T_max=[1]", "expected a whole number"),
     ("logger.mode=ofline", "Did you mean 'offline'"),
     ("image_encoder.depth=sixteen", "expected"),
+    ("matryoshka=[64,32,64]", "64 stands there more than once"),
     ("model.text_tower.projection.dropout=much", "expected a number, found 'much'"),
     ("embedding_dim=abc", "expected a whole number of at least 1, found 'abc'"),
 ]
@@ -423,11 +425,65 @@ def test_weights_are_pretrained_null_or_a_path_that_exists(tmp_path: Path) -> No
         (["+loss.margine=3"], "takes no such parameter. Did you mean 'margin'?"),
         (["loss._target_=xmodal.losses.triplet.TripletLos"], "Did you mean 'TripletLoss'?"),
         (["loss._target_=xmodal.losses.triple.TripletLoss"], "there is no module xmodal.losses.triple."),
+        (
+            ["callbacks/averaging=swa", "callbacks.averaging.start_epoch=4", "trainer.max_epochs=4"],
+            "callbacks.averaging.start_epoch=4: epochs are counted from 0, so with trainer.max_epochs=4 no weights",
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
+            "callbacks.early_stopping.patience=-1: expected a whole number of at least 0, found -1.",
+        ),
+        (
+            ["text_aggregator=gru", "text_aggregator.directions=mean"],
+            "text_aggregator.directions=mean: a set that is read in one direction has no other reading",
+        ),
+        (
+            ["model/image_tower/vector_projection=mlp", "model.image_tower.vector_projection.num_layers=0"],
+            "or leave the projection out: model/image_tower/vector_projection=none.",
+        ),
     ],
 )
 def test_choices_that_do_not_go_together(argv: list[str], expected: str) -> None:
     found = faults(*argv)
     assert any(expected in fault for fault in found), found
+
+
+@pytest.mark.parametrize(
+    ("loss", "distance", "reached", "missed"),
+    [
+        ("triplet", "cosine", 2, 2.1),
+        ("triplet", "euclidean", 2, 2.1),
+        ("triplet", "squared_euclidean", 4, 4.1),
+        ("contrastive", "euclidean", 2.0, 3),
+    ],
+)
+def test_margins_that_nothing_could_keep(loss: str, distance: str, reached: float, missed: float) -> None:
+    argv = [f"loss={loss}", f"loss.distance={distance}"]
+    assert faults(*argv, f"loss.margin={reached}") == ()
+    (found,) = faults(*argv, f"loss.margin={missed}")
+    assert found.startswith(f"loss.margin={missed}: no two embeddings of length 1 are further apart than")
+    of_any_length = faults(*argv, f"loss.margin={missed}", "model.text_tower.normalize=false")
+    assert bool(of_any_length) == (distance == "cosine")
+
+
+def test_margins_of_losses_within_losses() -> None:
+    (found,) = faults("loss=weighted", "loss@loss.losses.cross=triplet", "loss.losses.cross.margin=3")
+    assert found.startswith("loss.losses.cross.margin=3: ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["callbacks/averaging=swa", "callbacks.averaging.start_epoch=3", "trainer.max_epochs=4"],
+        ["callbacks/averaging=swa", "trainer.max_epochs=1"],
+        ["callbacks/averaging=ema", "callbacks.averaging.start_epoch=9", "trainer.max_epochs=-1", "scheduler=none"],
+        ["text_aggregator=gru", "text_aggregator.directions=mean", "text_aggregator.bidirectional=true"],
+        ["matryoshka=[64,32]", "callbacks=early_stopping", "callbacks.early_stopping.patience=0"],
+    ],
+    ids=" ".join,
+)
+def test_choices_that_go_together(argv: list[str]) -> None:
+    assert faults(*argv) == ()
 
 
 def test_every_figure_of_which_more_is_better_can_be_monitored() -> None:

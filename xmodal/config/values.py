@@ -56,6 +56,29 @@ def value_of(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else found
 
 
+def is_stated(cfg: DictConfig, key: str) -> bool:
+    """Whether the key holds a value: not ???, and not an interpolation that leads to one or to nothing."""
+    node: Any = cfg
+    try:
+        for part in key.split("."):
+            node = child(node, part)
+        return not OmegaConf.is_missing(node._get_parent(), node._key()) and not _broken(node)
+    except (KeyError, OmegaConfBaseException):
+        return False
+
+
+def _broken(node: Any) -> bool:
+    if not node._is_interpolation():
+        return False
+    found = node._maybe_dereference_node()
+    return found is None or found._is_missing()
+
+
+def is_made_of(cfg: DictConfig, group: str, module: str) -> bool:
+    """Whether ``_target_`` of the group begins with ``module``."""
+    return str(value_of(cfg, f"{group}._target_")).startswith(module)
+
+
 def all_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of mappings within mappings, the inner nodes too."""
     for name in names_of(cfg):
