@@ -15,7 +15,7 @@ from xmodal.callbacks.diagnosis import COLLAPSED, FLAT, NOT_LEARNING, OVERFITTIN
 from xmodal.callbacks.health import TrainingHealth, active_shares, geometry, random_order
 from xmodal.callbacks.retrieval import EmbeddedSplit, RetrievalEvaluation
 from xmodal.data.items import Caption, ImageItem, Items
-from xmodal.errors import ConfigError
+from xmodal.errors import ConfigError, XmodalError
 from xmodal.features.datamodule import PairDataModule
 from xmodal.losses.triplet import TripletLoss
 from xmodal.losses.within import WithinModality
@@ -345,6 +345,16 @@ def test_a_search_within_a_side_is_judged_by_that_side(told):
     assert reading.rank == rows[-1]["val/i2i_meanR"]
     (line,) = told()  # the labels go round, whatever is in a photo
     assert line.startswith("NOT LEARNING in epoch 1: after 2 validations, an image finds one of its label at rank ")
+
+
+@pytest.mark.parametrize("monitor", ["val/i2i_mAP", "val/t2i_R7"])
+def test_a_monitored_figure_that_is_not_there_is_named_with_those_that_are(monitor):
+    """Without labels, no search is within a side."""
+    with pytest.raises(
+        XmodalError, match=rf"callbacks\.health\.monitor={monitor}: this .* gave no {monitor}"
+    ) as raised:
+        trained(model(TripletLoss()), datamodule(), TrainingHealth(monitor), epochs=1)
+    assert "val/t2i_mAP" in str(raised.value)
 
 
 @pytest.mark.parametrize(

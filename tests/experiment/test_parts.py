@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from xmodal.errors import ConfigError
-from xmodal.experiment.parts import build_parts, query_encoder_config
+from xmodal.experiment.parts import build_parts, checked_model, query_encoder_config
+from xmodal.models.build import with_feature_widths
 
 
 def changed(workshop, values, *overrides):
@@ -37,8 +38,8 @@ def test_all_faults_of_all_parts_at_once(workshop):
     expected = [
         "loss.margin must be positive and finite, found -1.0",
         "embedding_dim must be at least 1, found 0",
-        "hidden_size must be at least 1, found 0",
-        "feature_dropout must lie in [0, 1), found 1.5",
+        "text_aggregator.hidden_size must be at least 1, found 0",
+        "model.image_tower.feature_dropout must lie in [0, 1), found 1.5",
         "data.batch_size must be at least 1, found 0",
         "data.num_workers must be at least 0, found -1",
         "data.train_size must lie between 1 and 1000000, found 0",
@@ -73,16 +74,87 @@ def test_no_projection_needs_one_width_as_far_as_it_is_known(workshop):
     none = {"model.text_tower.projection.num_layers": 0, "model.image_tower.projection.num_layers": 0}
     narrow = changed(workshop, {**none, "embedding_dim": 30, "text_encoder.vector_size": 20})
     (fault,) = faults_of(narrow)  # of the image's file the width is found out when it is read
-    assert "projection.num_layers=0 leaves vectors as they are, 20 wide, but embeddings are to be 30 wide" in fault
+    assert fault.startswith(
+        "model.text_tower.projection.num_layers=0 leaves vectors as they are, 20 wide, but embeddings are to be 30 wide"
+    )
     build_parts(changed(workshop, {**none, "embedding_dim": 20, "text_encoder.vector_size": 20}))
+
+
+@pytest.mark.parametrize("encoder", ["fasttext", "words"])
+def test_no_projection_needs_the_width_that_a_file_of_vectors_states(workshop, tmp_path, encoder):
+    path = tmp_path / "few.vec"
+    path.write_text("2 4\na 1 2 3 4\nb 1 1 1 1\n")
+    chosen = [f"text_encoder={encoder}", f"text_encoder.vectors={path}", "model.text_tower.projection.num_layers=0"]
+    (fault,) = faults_of(workshop.compose("parts", *chosen))
+    assert fault.startswith("model.text_tower.projection.num_layers=0 leaves vectors as they are, 4 wide")
+    build_parts(workshop.compose("parts", *chosen, "embedding_dim=4"))
+
+
+def test_widths_that_only_features_tell_are_a_fault_of_the_configuration_too(workshop):
+    cfg = workshop.compose("parts", "model.image_tower.projection.num_layers=0")
+    build_parts(cfg)
+    with pytest.raises(ConfigError, match=r"^model\.image_tower\.projection\.num_layers=0 .* 108 wide, .* be 16 wide"):
+        checked_model(with_feature_widths(cfg, 108, 16))
 
 
 def test_faults_of_a_vector_projection(workshop):
     cfg = changed(workshop, {}, "model/image_tower/vector_projection=mlp", "model.image_tower.element_dropout=2.0")
     OmegaConf.update(cfg, "model.image_tower.vector_projection.dropout", 3.0)
-    faults = faults_of(cfg)
-    assert [fault for fault in faults if "dropout must lie in [0, 1), found 3.0" in fault]
-    assert [fault for fault in faults if "element_dropout must lie in [0, 1), found 2.0" in fault]
+    OmegaConf.update(cfg, "model.image_tower.vector_projection.output_dim", 0)
+    OmegaConf.update(cfg, "model.text_tower.projection.hidden_dim", 0)
+    key = "model.image_tower.vector_projection"
+    assert set(faults_of(cfg)) == {
+        f"{key}.dropout must lie in [0, 1), found 3.0.",
+        f"{key}.output_dim must be at least 1, found 0.",
+        "model.image_tower.element_dropout must lie in [0, 1), found 2.0.",
+        "model.text_tower.projection.hidden_dim must be at least 1, or null for embedding_dim; found 0.",
+    }
+
+
+def test_faults_of_an_aggregator_and_of_its_pooling_are_named_by_their_own_keys(workshop):
+    chosen = ["text_aggregator=gru", "text_aggregator/pooling=gpo", "image_aggregator=transformer"]
+    values = {"hidden_size": 0, "pooling.hidden_size": -1, "pooling.temperature": 0.0}
+    settings = {f"text_aggregator.{key}": value for key, value in values.items()}
+    settings |= {"image_aggregator.hidden_size": 9, "image_aggregator.num_heads": 2}
+    assert set(faults_of(changed(workshop, settings, *chosen))) == {
+        "text_aggregator.hidden_size must be at least 1, found 0",
+        "text_aggregator.pooling.hidden_size must be at least 1, found -1",
+        "text_aggregator.pooling.temperature must be a number above 0, found 0.0",
+        "image_aggregator.hidden_size=9 must be a multiple of num_heads=2",
+    }
+
+
+def test_callbacks_are_constructed_before_long_work_and_leave_nothing_behind(workshop):
+    values = {
+        "callbacks.averaging.decay": 1.5,
+        "callbacks.health.patience": 0,
+        "callbacks.health.max_similarity": 2.0,
+        "callbacks.retrieval.ks": [0],
+        "callbacks.checkpoint.mode": "most",
+    }
+    faults = faults_of(changed(workshop, values, "callbacks/averaging=ema"))
+    expected = [
+        "callbacks.averaging.decay must lie in [0, 1), found 1.5",
+        "callbacks.health.patience must be at least 1, found 0",
+        "callbacks.health.max_similarity must lie between 0 and 1, found 2.0",
+        "callbacks.retrieval.ks must be cut-offs K of recall@K, whole numbers of at least 1, found 0",
+        "callbacks.checkpoint: `mode` can be",
+    ]
+    assert len(faults) == len(expected)
+    for text in expected:
+        assert [fault for fault in faults if fault.startswith(text)], (text, faults)
+    negative = changed(workshop, {"callbacks.averaging.start_epoch": -1}, "callbacks/averaging=swa")
+    assert faults_of(negative)[0].startswith("callbacks.averaging.start_epoch must be an epoch")
+    build_parts(workshop.compose("of callbacks", "callbacks=early_stopping", "callbacks/averaging=ema"))
+    assert not (workshop.root / "of callbacks").exists()
+
+
+def test_callbacks_that_a_run_needs_are_asked_for_all_at_once(workshop):
+    absent = ["callbacks.retrieval=null", "callbacks.record=null", "callbacks.health=null"]
+    assert [fault.split(":")[0] for fault in faults_of(workshop.compose("parts", *absent))] == [
+        "callbacks.retrieval can't be left out",
+        "callbacks.record can't be left out",
+    ]
 
 
 def test_encoder_of_new_items(workshop):

@@ -24,7 +24,7 @@ class ConcatAggregator(nn.Module):
     def __init__(self, feature_dim: int, length: int) -> None:
         super().__init__()
         if length < 1:
-            raise ConfigError(f"aggregator length must be at least 1, found {length}")
+            raise ConfigError(f"length must be at least 1, found {length}")
         self.length = length
         self.output_dim = length * feature_dim
 

@@ -36,9 +36,9 @@ class GPOAggregator(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"position_dim": position_dim, "hidden_size": hidden_size}
-        faults = [f"aggregator {name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
+        faults = [f"{name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
         if not 0 < temperature < math.inf:
-            faults.append(f"aggregator temperature must be a number above 0, found {temperature}")
+            faults.append(f"temperature must be a number above 0, found {temperature}")
         if faults:
             raise ConfigError(faults)
         self.output_dim = feature_dim

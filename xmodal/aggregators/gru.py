@@ -90,12 +90,12 @@ class GRUAggregator(nn.Module):
 
 def _check_values(hidden_size: int, num_layers: int, directions: str, dropout: float) -> None:
     sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
-    faults = [f"aggregator {name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
+    faults = [f"{name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
     if directions not in ("concat", "mean"):
-        faults.append(f"aggregator directions must be concat or mean, found {directions}")
+        faults.append(f"directions must be concat or mean, found {directions}")
     if not 0 <= dropout < 1:
-        faults.append(f"aggregator dropout must lie in [0, 1), found {dropout}")
+        faults.append(f"dropout must lie in [0, 1), found {dropout}")
     elif dropout > 0 and num_layers == 1:
-        faults.append(f"aggregator dropout={dropout} acts between layers: set num_layers=2 or more, or dropout=0.0")
+        faults.append(f"dropout={dropout} acts between layers: set num_layers=2 or more, or dropout=0.0")
     if faults:
         raise ConfigError(faults)

@@ -31,7 +31,7 @@ class LSTMAggregator(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
-        faults = [f"aggregator {name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
+        faults = [f"{name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
         if faults:
             raise ConfigError(faults)
         self.output_dim = hidden_size * (2 if bidirectional else 1)

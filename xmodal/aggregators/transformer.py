@@ -103,12 +103,12 @@ def _check_values(
         "feedforward_dim": inner,
         "max_positions": max_positions,
     }
-    faults = [f"aggregator {name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
+    faults = [f"{name} must be at least 1, found {size}" for name, size in sizes.items() if size < 1]
     if not faults and hidden_size % num_heads:
-        faults.append(f"aggregator hidden_size={hidden_size} must be a multiple of num_heads={num_heads}")
+        faults.append(f"hidden_size={hidden_size} must be a multiple of num_heads={num_heads}")
     if positions not in POSITIONS:
-        faults.append(f"aggregator positions must be one of {', '.join(POSITIONS)}, found {positions}")
+        faults.append(f"positions must be one of {', '.join(POSITIONS)}, found {positions}")
     if not 0 <= dropout < 1:
-        faults.append(f"aggregator dropout must lie in [0, 1), found {dropout}")
+        faults.append(f"dropout must lie in [0, 1), found {dropout}")
     if faults:
         raise ConfigError(faults)

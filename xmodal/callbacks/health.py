@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from xmodal.callbacks.diagnosis import DIVERGED, Finding, Limits, Reading, are_numbers, diagnose, diverged
 from xmodal.callbacks.remedies import Treated, remedies
 from xmodal.callbacks.retrieval import EmbeddedSplit, RetrievalEvaluation
-from xmodal.errors import ConfigError
+from xmodal.errors import ConfigError, XmodalError
 from xmodal.losses.comparison import EmbeddedPairs
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.retrieval.geometry import alignment, effective_rank, mean_similarity, sample, uniformity
@@ -130,7 +131,11 @@ class TrainingHealth(pl.Callback):
         pl_module.log_dict({f"val/{name}": value for name, value in figures.items()}, batch_size=1, sync_dist=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judged by what was logged, which is the same in all processes."""
+        """Judged by what was logged, which is the same in all processes.
+
+        Raises:
+            XmodalError: the monitored figure was not.
+        """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._readings.append(self._reading(trainer))
@@ -140,6 +145,7 @@ class TrainingHealth(pl.Callback):
 
     def _reading(self, trainer: pl.Trainer) -> Reading:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._require_monitored(found)
         mean = math.nan
         if self._losses is not None:
             mean = float(trainer.strategy.reduce(self._losses / self._steps, reduce_op="mean"))
@@ -156,6 +162,17 @@ class TrainingHealth(pl.Callback):
             similarity={side: found[f"val/{side}_similarity"] for side in _SIDES[self._way]},
             effective_rank={side: found[f"val/{side}_effective_rank"] for side in _SIDES[self._way]},
             room={side: self._room[side] for side in _SIDES[self._way]},
+        )
+
+    def _require_monitored(self, found: Mapping[str, float]) -> None:
+        absent = [name for name in (self.monitor, f"val/{self._way}_meanR") if name not in found]
+        if not absent:
+            return
+        known = [name for name in found if name.startswith("val/")]
+        why = "" if self._way == "t2i" else f" (nothing has a match in a search {self._way}, or there are no labels)"
+        raise XmodalError(
+            f"callbacks.health.monitor={self.monitor}: this validation gave no {absent[0]}{why}. Choose another figure "
+            f"with monitor=…; it gave {', '.join(known)}."
         )
 
     def _require_numbers(self, trainer: pl.Trainer, model: pl.LightningModule, loss: Tensor) -> None:
@@ -218,7 +235,7 @@ def random_order(split: EmbeddedSplit, labels: np.ndarray | None = None, way: st
     """Mean over queries of the expected rank of their best match in random order, ``(N + 1) / (R + 1)``; and N.
 
     R of N items are matches of a query: the caption's own image, or all of its label but itself. Queries without a
-    match take no part.
+    match take no part; NaN where there are no others.
 
     Args:
         labels: of all images of the data set, where relevance is by class.
@@ -231,8 +248,8 @@ def random_order(split: EmbeddedSplit, labels: np.ndarray | None = None, way: st
     itself = int(way != "t2i")
     known, counts = np.unique(gallery, return_counts=True)
     matches = counts[np.searchsorted(known, queries)] - itself
-    size = len(gallery) - itself
-    return float(np.mean((size + 1) / (matches[matches > 0] + 1))), size
+    matches, size = matches[matches > 0], len(gallery) - itself
+    return (float(np.mean((size + 1) / (matches + 1))) if len(matches) else math.nan), size
 
 
 def _retrieval(trainer: pl.Trainer) -> RetrievalEvaluation:

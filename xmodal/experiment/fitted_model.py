@@ -11,10 +11,10 @@ from torch import nn
 
 from xmodal.encoders.trainable import learns_with_heads
 from xmodal.experiment.features import encoding_device
-from xmodal.experiment.parts import Parts
+from xmodal.experiment.parts import Parts, checked_model
 from xmodal.features.datamodule import PairDataModule
 from xmodal.features.live import Augmentation
-from xmodal.models.build import build_model, with_feature_widths
+from xmodal.models.build import with_feature_widths
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.pooled import pool_once
 from xmodal.models.tails import attach, fit_statistics, tails_of, trainable_layers
@@ -28,6 +28,9 @@ def fitted_model(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> t
 
     Encoders with ``trainable_layers`` give their tails to the model. Where ``features.pool_once`` is set, aggregators
     without parameters are applied now, and the data module gives out the pooled vectors.
+
+    Raises:
+        ConfigError: the parts of the model do not fit the widths of the features.
     """
     cfg, model = _with_tails(cfg, parts, datamodule)
     if cfg.get("relevance") == "label":
@@ -44,7 +47,7 @@ def _with_tails(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> tu
     sources = {"image": datamodule.image_features, "text": datamodule.text_features}
     widths = {side: tails[side].output_dim if side in tails else found.feature_dim for side, found in sources.items()}
     cfg = with_feature_widths(cfg, widths["image"], widths["text"])
-    model = build_model(cfg)
+    model = checked_model(cfg)
     attach(model, tails)
     for side, tail in tails.items():
         _log_tail(cfg, side, tail, sources[side])

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +16,23 @@ from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from xmodal.aggregators.mean import MeanAggregator
 from xmodal.config.check import NOT_PARAMETERS
 from xmodal.config.command_line import compose_choice
 from xmodal.config.sources import absolute
 from xmodal.config.values import parts as nodes_with_targets
-from xmodal.config.values import plain
+from xmodal.config.values import plain, value_of
 from xmodal.encoders.protocol import Encoder
+from xmodal.encoders.word_vectors import stated_width
 from xmodal.errors import ConfigError
+from xmodal.experiment.callbacks import makers_of_callbacks
 from xmodal.features.orders import batching_faults
 from xmodal.features.precision import used_precision
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.features.shards import local_device
 from xmodal.models.build import build_model, optimizer_of, schedule_of, with_feature_widths
+from xmodal.models.dual_encoder import DualEncoder
+from xmodal.models.projection import Projection
 from xmodal.models.tails import trainable_layers
 
 log = logging.getLogger(__name__)
@@ -68,6 +73,7 @@ def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) 
         with_feature_widths(cfg, _trial_width(cfg, "image", image), _trial_width(cfg, "text", text))
     )
     _attempt(lambda: trainer_of(cfg), faults, "trainer")
+    faults += _callback_faults(cfg)
     faults += _loader_faults(cfg)
     faults += [fault for side, encoder in (("image", image), ("text", text)) for fault in _rounded(cfg, side, encoder)]
     faults += source.missing() if source is not None else []
@@ -85,10 +91,18 @@ def _trial_width(cfg: DictConfig, side: str, encoder: Any) -> int:
     """A small one, unless ``num_layers=0`` makes it that of embeddings: then the encoder's own, where it is known."""
     if cfg.model[f"{side}_tower"].projection.get("num_layers") != 0:
         return _ANY_WIDTH
+    return _known_width(encoder) or int(cfg.embedding_dim)
+
+
+def _known_width(encoder: Any) -> int | None:
+    """Width of what an encoder gives a tower, as far as it is known before the encoder is prepared."""
+    vectors = getattr(encoder, "vectors", None)
+    if isinstance(vectors, str):  # a file of word vectors, whatever is made of them
+        return stated_width(Path(vectors).expanduser())
     if isinstance(encoder, Encoder) and trainable_layers(encoder) == 0:
         with suppress(RuntimeError):  # one that has to be prepared first
             return encoder.feature_dim
-    return int(cfg.embedding_dim)
+    return None
 
 
 def trainer_of(cfg: DictConfig) -> pl.Trainer:
@@ -165,20 +179,17 @@ def _attempt(build: Callable[[], Any], faults: list[str], foreign: str | None = 
 
 
 def _in_place(fault: str, error: Exception) -> str:
-    """A fault under the keys of the very loss that it is about, which may be one within another."""
-    place = re.search(r"full_key: (?:model\.)?(loss\.\S+)", str(error))
-    return re.sub(r"\bloss\.(?=\w)", f"{place[1]}.", fault) if place else fault
+    """A fault under the keys of the very loss, or of the tower, that it is about."""
+    tower = re.search(r"full_key: (model\.\w+_tower)$", str(error), re.MULTILINE)
+    if tower:
+        return re.sub(r"\bprojection\.", f"{tower[1]}.projection.", fault)
+    loss = re.search(r"full_key: (?:model\.)?(loss\.\S+)", str(error))  # may be one within another
+    return re.sub(r"\bloss\.(?=\w)", f"{loss[1]}.", fault) if loss else fault
 
 
 def _model_faults(cfg: DictConfig) -> list[str]:
     """Faults of the model's parts, each constructed by itself: one that fails hides none of the others."""
-    faults: list[str] = []
-    for tower in (cfg.model.image_tower, cfg.model.text_tower):
-        _attempt(partial(instantiate, tower.aggregator), faults)
-        _attempt(partial(_projection, tower.projection), faults)
-        if tower.get("vector_projection"):
-            _attempt(partial(_projection, tower.vector_projection), faults)
-        _attempt(partial(instantiate, tower), faults)
+    faults = [fault for side in ("image", "text") for fault in _tower_faults(cfg, side)]
     for _, inner in nodes_with_targets(cfg.model.loss):
         _attempt(partial(instantiate, inner), faults)
     _attempt(lambda: instantiate(cfg.model.loss), faults)
@@ -189,13 +200,75 @@ def _model_faults(cfg: DictConfig) -> list[str]:
     return faults or _model_as_a_whole(cfg)
 
 
+def _tower_faults(cfg: DictConfig, side: str) -> list[str]:
+    """Faults of one side under the keys where its values are set; whether its parts fit, once each is right."""
+    key, aggregator = f"model.{side}_tower", f"{side}_aggregator"
+    tower, states = cfg.model[f"{side}_tower"], {}
+    faults = _faults_of(cfg, f"{key}.projection", partial(_projection, tower.projection))
+    if tower.get("vector_projection"):
+        faults += _faults_of(cfg, f"{key}.vector_projection", partial(_projection, tower.vector_projection))
+    if tower.aggregator.get("pooling"):
+        pooling = tower.aggregator.pooling
+        faults += _faults_of(cfg, f"{aggregator}.pooling", lambda: instantiate(pooling)(feature_dim=_ANY_WIDTH))
+        states = {"pooling": None}
+    faults += _faults_of(cfg, aggregator, partial(instantiate, tower.aggregator, **states))
+    faults += _faults_of(cfg, key, partial(_bare_tower, tower))
+    if not faults:
+        _attempt(partial(instantiate, tower), faults)
+    return faults
+
+
+def _faults_of(cfg: DictConfig, key: str, build: Callable[[], Any]) -> list[str]:
+    """What a part of the model refuses, with ``key`` in front of its own parameters."""
+    found: list[str] = []
+    _attempt(build, found)
+    return [_under(key, value_of(cfg, key) or (), fault) for fault in found]
+
+
+def _under(key: str, parameters: Container[str], fault: str) -> str:
+    if key.endswith("vector_projection"):
+        fault = fault.replace("embedding_dim must", "output_dim must")
+    if key.endswith("projection"):
+        fault = re.sub(r"\bprojection\.", f"{key}.", fault)  # as it calls its own
+    named = re.match(r"\w+(?=[ =])", fault)
+    return f"{key}.{fault}" if named and named[0] in parameters else fault
+
+
 def _projection(node: DictConfig) -> Any:
     return instantiate(node)(input_dim=node.output_dim if node.get("num_layers") == 0 else _ANY_WIDTH)
+
+
+def _bare_tower(tower: DictConfig) -> Any:
+    """The tower with parts that are in order, whatever its own are."""
+    parts = {"aggregator": MeanAggregator(_ANY_WIDTH), "projection": partial(Projection, output_dim=_ANY_WIDTH)}
+    own = {key: value for key, value in plain(tower).items() if key not in (*parts, "vector_projection")}
+    return instantiate(own, **parts)
+
+
+def checked_model(cfg: DictConfig) -> DualEncoder:
+    """The model, where features have told their widths; raises ConfigError where its parts do not fit together."""
+    faults: list[str] = []
+    model = _attempt(lambda: build_model(cfg), faults)
+    if faults:
+        raise ConfigError(faults)
+    assert isinstance(model, DualEncoder)
+    return model
 
 
 def _model_as_a_whole(cfg: DictConfig) -> list[str]:
     faults: list[str] = []
     _attempt(lambda: build_model(cfg), faults)
+    return faults
+
+
+def _callback_faults(cfg: DictConfig) -> list[str]:
+    """Each callback is constructed, which leaves nothing behind: folders are made when training starts."""
+    faults: list[str] = []
+    makers = _attempt(lambda: makers_of_callbacks(cfg, Path(cfg.paths.output_dir)), faults) or {}
+    for name, make in makers.items():
+        key, found = f"callbacks.{name}", list[str]()
+        _attempt(make, found, key)
+        faults += [_under(key, cfg.callbacks[name], fault) for fault in found]
     return faults
 
 

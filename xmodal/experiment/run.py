@@ -25,11 +25,13 @@ from xmodal.callbacks.retrieval import RetrievalEvaluation
 from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
+from xmodal.experiment.callbacks import build_callbacks
 from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.figures import flat_figures, record_of
 from xmodal.experiment.fitted_model import fitted_model
 from xmodal.experiment.launch import require_one_start
 from xmodal.experiment.parts import Parts, build_parts, query_encoder_config, trainer_of
+from xmodal.experiment.premises import check_premises
 from xmodal.experiment.resuming import EarlierRun
 from xmodal.experiment.selection import with_exclusions, write_excluded
 from xmodal.experiment.summary import print_summary
@@ -72,14 +74,14 @@ class Experiment:
         """
         cfg = absolute_paths(cfg.copy())
         parts = build_parts(cfg)
-        require_one_start(cfg, trainer_of(cfg).num_devices)
+        planned = trainer_of(cfg)
+        require_one_start(cfg, planned.num_devices)
         earlier = EarlierRun.of(cfg)
         if earlier is not None:
             cfg = earlier.taken_up(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         dataset = load_dataset(cfg, parts)
-        if cfg.get("relevance") == "label":
-            dataset.used.require_labels()  # before features are made
+        check_premises(cfg, dataset.used, planned.num_devices * planned.num_nodes)  # before features are made
         if earlier is not None:
             earlier.check_trained(cfg, parts, dataset)
         cfg = with_exclusions(cfg, dataset.excluded)
@@ -240,26 +242,6 @@ def run_folder(cfg: DictConfig) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
-
-
-def build_callbacks(cfg: DictConfig, folder: Path) -> dict[str, pl.Callback]:
-    """The callbacks of ``conf/callbacks`` by name, with the run's folders filled in.
-
-    Raises:
-        XmodalError: ``retrieval`` or ``record`` was left out; nothing would be evaluated or kept without them.
-    """
-    folders = {
-        "checkpoint": {"dirpath": str(folder / "checkpoints")},
-        "resume": {"checkpoints": str(folder / "checkpoints")},
-        "record": {"folder": str(folder)},
-    }
-    named = {name: node for name, node in cfg.callbacks.items() if node is not None and node.get("_target_")}
-    absent = [name for name in ("retrieval", "record", "checkpoint") if name not in named]
-    if absent:
-        raise XmodalError(f"callbacks.{absent[0]} can't be left out: figures and checkpoints of the run come from it.")
-    if not cfg.get("logger") or not cfg.logger.get("_target_"):
-        named.pop("learning_rate", None)
-    return {name: instantiate(node, **folders.get(name, {})) for name, node in named.items()}
 
 
 def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
