@@ -149,6 +149,11 @@ def test_vectors_of_a_file_start_the_table(workshop, tmp_path):
     assert torch.equal(loaded.text_tower.tail.table.weight, table)
     with pytest.raises(ConfigError, match=r"no file .*few\.vec"):
         workshop.build("gone", *settings)
+    items, options = experiment.datamodule.items, EvaluationOptions(bootstrap=0)
+    of_test = loaded.encode_texts([items.captions[row].text for row in items.caption_rows("test")])
+    for changes in ([], [f"text_encoder.vectors={tmp_path / 'moved.vec'}"]):  # which is not looked at
+        found = embed_run(experiment.folder, options, changes, torch.device("cpu"))
+        torch.testing.assert_close(found.text, of_test, rtol=0, atol=1e-5)
 
 
 def test_extracting_says_that_there_is_nothing_to_store(workshop, capsys):

@@ -99,8 +99,3 @@ def test_xavier_begins_with_the_weights_of_its_paper():
         assert 0.99 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
         assert not layer.bias.any()
-
-
-def test_an_unknown_beginning_is_refused():
-    with pytest.raises(ConfigError, match=r"projection\.init must be default or xavier, found kaiming"):
-        Projection(4, 3, init="kaiming")

@@ -108,10 +108,7 @@ def read_vectors(path: Path) -> WordVectors:
             keyed = KeyedVectors.load_word2vec_format(str(path), binary=False)
             table = WordVectors(tuple(keyed.index_to_key), np.ascontiguousarray(keyed.vectors, dtype=np.float32))
     except _DAMAGED as error:
-        expected = (
-            "fastText's .bin" if path.suffix == ".bin" else "a first line 'words width', then 'word v1 v2 …' a line"
-        )
-        raise WeightsError(f"Can't read the vectors {path}: {error}; expected {expected}.") from error
+        raise WeightsError(f"Can't read the vectors {path}: {error}{_to_do(path)}") from error
     bad = int((~np.isfinite(table.vectors)).any(axis=1).sum())
     if bad:
         raise WeightsError(f"{path}: the vectors of {bad} of {len(table.words)} words are not finite.")
@@ -127,6 +124,14 @@ def unusable(path: Path) -> list[str]:
             f"text_encoder.vectors: no file {path}; give a file, or null to train vectors on the training captions."
         ]
     return []
+
+
+def _to_do(path: Path) -> str:
+    """About a file that can't be read: it may be no vectors at all, or such as begin rightly and don't go on so."""
+    if stated_width(path) is not None:
+        return ". It begins as it should, so the file is incomplete or damaged: fetch it again."
+    expected = "fastText's .bin" if path.suffix == ".bin" else "a first line 'words width', then 'word v1 v2 …' a line"
+    return f"; expected {expected}."
 
 
 def stated_width(path: Path) -> int | None:

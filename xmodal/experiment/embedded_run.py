@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xmodal.config.evaluation import EvaluationOptions
 from xmodal.config.saved import with_overrides
-from xmodal.config.values import plain
+from xmodal.config.values import is_made_of, plain
 from xmodal.data.items import Items
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, DataError, FeatureError, XmodalError
@@ -182,12 +182,16 @@ class _Run:
 def _query_encoders(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -> QueryEncoders:
     """The encoders that the model was trained with, from the checkpoint: none is trained anew on whatever is there.
 
-    Where weights or vectors are said to lie elsewhere now, they are read from there and compared.
+    Where weights or vectors are said to lie elsewhere now, they are read from there and compared; but not those that
+    the learned vectors of words once started from.
     """
     config = plain(cfg)
     config["query_encoders"] = {side: config[f"{side}_encoder"] for side in _SIDES}
     given = _keys(overrides)
     moved = [side for side in _SIDES for key in ("weights", "vectors") if f"{side}_encoder.{key}" in given]
+    if "text" in moved and is_made_of(cfg, "text_encoder", "xmodal.encoders.words."):
+        log.info("text_encoder.vectors is not read: the checkpoint has the vectors that were learned from it.")
+        moved.remove("text")
     states = {side: state for side, state in saved["states"].items() if side not in moved}
     return QueryEncoders(config, states=states, fingerprints=saved["fingerprints"])
 

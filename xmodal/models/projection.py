@@ -50,8 +50,6 @@ class Projection(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(output_dim, num_layers, hidden_dim, dropout)
-        if init not in ("default", "xavier"):
-            raise ConfigError(f"projection.init must be default or xavier, found {init}.")
         _check_identity(input_dim, output_dim, num_layers, residual)
         self.output_dim = output_dim
         widths = [input_dim, *[hidden_dim or output_dim] * (num_layers - 1), output_dim]
