@@ -6,6 +6,7 @@ Programs run in processes of their own, forked from one that has imported the la
 import multiprocessing
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -54,6 +55,12 @@ try:
 finally:
     atexit._run_exitfuncs()
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests go first: each runs in one process, and none shall be left for the end alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 class Program:
