@@ -156,15 +156,15 @@ def test_vectors_of_a_file_start_the_table(workshop, tmp_path):
         torch.testing.assert_close(found.text, of_test, rtol=0, atol=1e-5)
 
 
-def test_extracting_says_that_there_is_nothing_to_store(workshop, capsys):
+def test_extracting_says_that_there_is_nothing_to_store(workshop, tmp_path, capsys):
     overrides = ["data=scenes", "data.train_size=4", "data.val_size=2", "data.test_size=2", "text_encoder=words"]
     parsed = argparse.Namespace(only="text", overrides=[*overrides, "text_encoder.min_count=1"])
-    root = [f"paths.features_dir={workshop.root}/none", f"data.root={workshop.root}/eight", "data.image_size=32"]
+    root = [f"paths.features_dir={tmp_path / 'features'}", f"data.root={workshop.root}/eight", "data.image_size=32"]
     assert extract(parsed, root) == 0
     said = capsys.readouterr().out
     assert "text: 40 items" in said
     assert "vectors of width 1: nothing is stored" in said
-    assert not (workshop.root / "none").exists()
+    assert not (tmp_path / "features").exists()
 
 
 def test_settings_that_make_no_sense_are_refused_before_anything_is_read(workshop):
