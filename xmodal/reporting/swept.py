@@ -1,0 +1,110 @@
+"""What differs between runs: the keys that were swept, and names made of them."""
+
+import json
+from collections.abc import Hashable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from xmodal.reporting.runs import Run
+
+# where things lie, how they are watched and how fast they go: not what was compared
+_NOT_COMPARED = {"seed", "name", "tags", "test", "bootstrap", "ckpt_path", "monitor", "data.root", "data.num_workers"}
+_NOT_COMPARED_GROUPS = (
+    "paths",
+    "logger",
+    "reference",
+    "features",
+    "hydra",
+    "query_encoders",
+    "wandb",
+    "callbacks.record",
+)
+_WATCHING = {"accelerator", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_nodes", "profiler"}
+_WIDTHS = {"feature_dim", "input_dim"}  # follow from the encoder and the aggregator
+_COPIES = ("model.", "callbacks.")  # hold what other groups say
+_FILES = {"path", "vectors", "weights"}  # one file may lie in several places
+_SHORT = {"embedding_dim": "embedding size"}
+_ABSENT = object()
+
+
+def swept_keys(runs: Sequence[Run]) -> list[str]:
+    """The settings that differ between runs, those of the top level first, without seed, places, and what follows from
+    others: copies (``model.loss.margin`` beside ``loss.margin``) and settings that only one option has.
+
+    A setting that some runs don't state (those of an earlier version) differs only if the others do.
+    """
+    keys = sorted({key for run in runs for key in run.config if _is_compared(key)}, key=_rank)
+    columns = {key: _column(runs, key) for key in keys}
+    varying = [key for key in keys if len({value for value in columns[key] if value is not _ABSENT}) > 1]
+    own = [key for key in varying if not _follows(key, varying, columns)]
+    return [key for key in own if not _is_copy(key, own, columns)]
+
+
+def setting(run: Run, key: str) -> Any:
+    """What a run states for a key; a file by its name alone, None where the run does not state it."""
+    value = run.config.get(key)
+    is_file = key.rpartition(".")[2] in _FILES and isinstance(value, str)
+    return PurePath(value).name if is_file else value
+
+
+def shown(value: Any) -> str:
+    """A setting as a reader types it: ``null``, ``true``, ``1e-05``, ``[64,128]``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
+
+
+def heading(key: str) -> str:
+    """A key as the head of a column: ``text aggregator``, ``optimizer.lr``."""
+    return _SHORT.get(key) or (key.replace("_", " ") if "." not in key else key)
+
+
+def label(run: Run, keys: Sequence[str]) -> str:
+    """``embedding_dim=512, text_aggregator=sum``; the run's name where it states none of the keys."""
+    stated = [f"{key}={shown(setting(run, key))}" for key in keys if key in run.config]
+    return ", ".join(stated) or run.name
+
+
+def sortable(value: Any) -> tuple[int, float, str]:
+    """Numbers in their order, then words, then nothing."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (0, float(value), "")
+    return (2, 0.0, "") if value is None else (1, 0.0, shown(value))
+
+
+def _is_compared(key: str) -> bool:
+    last = key.rpartition(".")[2]
+    if key in _NOT_COMPARED or last in _WIDTHS or last == "_target_" or last == "_partial_":
+        return False
+    if key.startswith("trainer.") and last in _WATCHING:
+        return False
+    return not any(key == group or key.startswith(f"{group}.") for group in _NOT_COMPARED_GROUPS)
+
+
+def _rank(key: str) -> tuple[int, int, str]:
+    """Copies last, then the depth; embedding_dim and what has options before single numbers."""
+    return (key.startswith(_COPIES), key.count("."), key)
+
+
+def _column(runs: Sequence[Run], key: str) -> tuple[Hashable, ...]:
+    return tuple(shown(setting(run, key)) if key in run.config else _ABSENT for run in runs)
+
+
+def _follows(key: str, varying: Sequence[str], columns: dict[str, tuple[Hashable, ...]]) -> bool:
+    """Whether the option of a node above decides the setting: it has one value for each option."""
+    parts = key.split(".")
+    above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    return any(node in varying and _decides(columns[node], columns[key]) for node in above)
+
+
+def _decides(options: tuple[Hashable, ...], values: tuple[Hashable, ...]) -> bool:
+    return len({*zip(options, values, strict=True)}) == len(set(options))
+
+
+def _is_copy(key: str, varying: Sequence[str], columns: dict[str, tuple[Hashable, ...]]) -> bool:
+    """A key of the model that varies as a key elsewhere does."""
+    return key.startswith(_COPIES) and any(
+        columns[other] == columns[key] for other in varying if not other.startswith(_COPIES)
+    )
