@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from xmodal.config.evaluation import FEWEST_RESAMPLES
 from xmodal.errors import ConfigError, DataError, FeatureError
+from xmodal.retrieval.ids import as_keys, is_whole, require_one_kind
 from xmodal.retrieval.similarity import as_tensor, check_similarity, count_zero_rows
 
 Ids = Tensor | np.ndarray | Sequence[int] | Sequence[str]
@@ -52,24 +52,20 @@ def check_options(similarity: str, ks: object, bootstrap: object, block_size: ob
     """Raises ConfigError for an unknown similarity, and for numbers of the wrong kind or out of range."""
     check_similarity(similarity)
     cutoffs = list(ks) if isinstance(ks, Iterable) and not isinstance(ks, str) else [ks]
-    if isinstance(ks, str) or not isinstance(ks, Iterable) or not all(_is_whole(k) and k >= 1 for k in cutoffs):
+    if isinstance(ks, str) or not isinstance(ks, Iterable) or not all(is_whole(k) and k >= 1 for k in cutoffs):
         raise ConfigError(f"ks must be a sequence of whole cut-offs of at least 1, such as (1, 5, 10); found {ks!r}")
     check_bootstrap(bootstrap)
-    if not (_is_whole(block_size) and block_size >= 1):
+    if not (is_whole(block_size) and block_size >= 1):
         raise ConfigError(f"block_size must be a whole number of at least 1, found {block_size!r}")
 
 
 def check_bootstrap(resamples: object) -> None:
     """Raises ConfigError unless there are enough resamples for the ends of a 95 % interval, or none."""
-    if not (_is_whole(resamples) and (resamples == 0 or resamples >= FEWEST_RESAMPLES)):
+    if not (is_whole(resamples) and (resamples == 0 or resamples >= FEWEST_RESAMPLES)):
         raise ConfigError(
             f"bootstrap must be a whole number of resamples, at least {FEWEST_RESAMPLES} for a 95 % interval, or 0 for "
             f"none; found {resamples!r}"
         )
-
-
-def _is_whole(number: object) -> TypeGuard[int]:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def check_shapes(image: Tensor, text: Tensor) -> None:
@@ -86,8 +82,11 @@ def check_shapes(image: Tensor, text: Tensor) -> None:
 
 def as_ids(image_ids: object, text_image_ids: object, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids of both sides as arrays of one kind, int64 or strings; raises DataError."""
-    of_images, of_texts = _as_keys(image_ids, "image_ids", images), _as_keys(text_image_ids, "text_image_ids", texts)
-    _require_one_kind(of_images, of_texts, "image_ids", "text_image_ids")
+    of_images, of_texts = (
+        as_keys(_array(ids), name, count)
+        for ids, name, count in ((image_ids, "image_ids", images), (text_image_ids, "text_image_ids", texts))
+    )
+    require_one_kind(of_images, of_texts, "image_ids", "text_image_ids")
     return of_images, of_texts
 
 
@@ -100,11 +99,11 @@ def as_labels(
         if text_labels is not None:
             raise DataError("text_labels were given without image_labels: relevance by class needs the classes of both")
         return None
-    of_images = _as_keys(image_labels, "image_labels", len(image_ids))
+    of_images = as_keys(_array(image_labels), "image_labels", len(image_ids))
     if text_labels is None:
         return of_images, _labels_of_captions(of_images, image_ids, text_image_ids)
-    of_texts = _as_keys(text_labels, "text_labels", len(text_image_ids))
-    _require_one_kind(of_images, of_texts, "image_labels", "text_labels")
+    of_texts = as_keys(_array(text_labels), "text_labels", len(text_image_ids))
+    require_one_kind(of_images, of_texts, "image_labels", "text_labels")
     return of_images, of_texts
 
 
@@ -132,31 +131,5 @@ def _labels_of_captions(labels: np.ndarray, image_ids: np.ndarray, text_image_id
     return labels[first[place]]
 
 
-def _require_one_kind(of_images: np.ndarray, of_texts: np.ndarray, *names: str) -> None:
-    if of_images.dtype.kind != of_texts.dtype.kind:
-        kinds = " and ".join("integers" if keys.dtype.kind == "i" else "strings" for keys in (of_images, of_texts))
-        raise DataError(f"{' and '.join(names)} must be of one kind, found {kinds}")
-
-
-def _as_keys(ids: object, name: str, count: int) -> np.ndarray:
-    if isinstance(ids, list | tuple):
-        _require_one_type(ids, name)
-    found = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if found.dtype.kind == "O" and all(isinstance(one, str) for one in found.flat):
-        found = found.astype(str)
-    if found.dtype.kind == "u" and (found <= np.iinfo(np.int64).max).all():
-        found = found.astype(np.int64)  # joined with int64, uint64 would turn into float64
-    if found.dtype.kind not in "iU":
-        raise DataError(f"{name} must be integers (within int64) or strings, found {found.dtype}")
-    if found.shape != (count,):
-        raise DataError(f"{name} must have one entry per embedding, shape ({count},), found {found.shape}")
-    return found
-
-
-def _require_one_type(ids: Sequence[object], name: str) -> None:
-    """NumPy would make strings of all where some are strings, and integers of booleans."""
-    texts = sum(isinstance(one, str) for one in ids)
-    numbers = sum(_is_whole(one) for one in ids)
-    if len(ids) not in (texts, numbers):
-        kinds = ", ".join(sorted({type(one).__name__ for one in ids}))
-        raise DataError(f"{name} must be integers or strings, all of one kind; found {kinds}")
+def _array(ids: object) -> object:
+    return ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal.atomic import complete_file
 from xmodal.errors import DataError
-from xmodal.retrieval.inputs import as_ids
+from xmodal.retrieval.ids import as_keys
 from xmodal.retrieval.metrics import Queries
 
 _FORMAT = "xmodal evaluation"
@@ -87,7 +87,7 @@ def _as_arrays(record: EvaluationRecord) -> dict[str, Any]:
     }
     arrays: dict[str, Any] = {_HEADER: np.array(json.dumps(header))}
     for way, side in record.queries.items():
-        groups, _ = as_ids(side.groups, side.groups, len(side.groups), len(side.groups))  # objects would be pickled
+        groups = as_keys(side.groups, "image_ids", len(side.groups))  # objects would be pickled
         arrays |= {f"{way}.ranks": side.ranks, f"{way}.groups": groups, f"{way}.folds": side.folds}
         arrays |= {f"{way}.values.{name}": values for name, values in side.values.items()}
     return arrays
