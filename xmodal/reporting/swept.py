@@ -8,21 +8,17 @@ from typing import Any
 from xmodal.reporting.runs import Run
 
 # where things lie, how they are watched and how fast they go: not what was compared
-_NOT_COMPARED = {"seed", "name", "tags", "test", "bootstrap", "ckpt_path", "monitor", "data.root", "data.num_workers"}
+_NOT_COMPARED = {"name", "tags", "test", "bootstrap", "ckpt_path", "data.root", "data.num_workers"}
 _NOT_COMPARED_GROUPS = (
-    "paths",
-    "logger",
-    "reference",
-    "features",
-    "hydra",
-    "query_encoders",
-    "wandb",
-    "callbacks.record",
-)
+    "paths", "logger", "reference", "features", "hydra", "wandb", "query_encoders", "model.loss", "model.optimizer",
+    "model.scheduler", "model.image_tower.aggregator", "model.text_tower.aggregator",
+)  # fmt: skip
 _WATCHING = {"accelerator", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_nodes", "profiler"}
+_CALLBACKS = ("callbacks.averaging", "callbacks.early_stopping")  # which the outcome depends on
 _WIDTHS = {"feature_dim", "input_dim"}  # follow from the encoder and the aggregator
 _COPIES = ("model.", "callbacks.")  # hold what other groups say
 _FILES = {"path", "vectors", "weights"}  # one file may lie in several places
+_MOST_COLUMNS = 4
 _SHORT = {"embedding_dim": "embedding size"}
 _ABSENT = object()
 
@@ -38,6 +34,12 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
     varying = [key for key in keys if len({value for value in columns[key] if value is not _ABSENT}) > 1]
     own = [key for key in varying if not _follows(key, varying, columns)]
     return [key for key in own if not _is_copy(key, own, columns)]
+
+
+def headline_keys(runs: Sequence[Run]) -> list[str]:
+    """The swept keys where they are few enough to be columns; none where runs differ in so much that names say more."""
+    keys = swept_keys(runs)
+    return keys if len(keys) <= _MOST_COLUMNS else []
 
 
 def setting(run: Run, key: str) -> Any:
@@ -76,7 +78,9 @@ def sortable(value: Any) -> tuple[int, float, str]:
 
 def _is_compared(key: str) -> bool:
     last = key.rpartition(".")[2]
-    if key in _NOT_COMPARED or last in _WIDTHS or last == "_target_" or last == "_partial_":
+    if key in _NOT_COMPARED or last in _WIDTHS | {"seed", "_target_", "_partial_"}:
+        return False
+    if key.startswith("callbacks.") and not key.startswith(_CALLBACKS):
         return False
     if key.startswith("trainer.") and last in _WATCHING:
         return False
