@@ -21,7 +21,7 @@ def one_way(rng, images: int, per_image: int, skill: float, gallery: int) -> Que
     return Queries.from_relevant(found, np.repeat(np.arange(images), per_image))
 
 
-def evaluation(seed: int, skill: float = 0.1, images: int = 40, captions: int = 5, data="made-up", name="test"):
+def made_up_evaluation(seed: int, skill: float = 0.1, images: int = 40, captions: int = 5, data="made-up", name="test"):
     rng = np.random.default_rng(seed)
     queries = {
         "i2t": one_way(rng, images, 1, skill, images * captions),
@@ -52,7 +52,7 @@ class RunMaker:
         """A finished run; ``settings`` are dotted keys of its configuration, ``draw`` the seed of its ranks."""
         folder = self.root / name
         folder.mkdir(parents=True)
-        record = evaluation(len(name) if draw is None else draw, skill, images, data=data, name=split)
+        record = made_up_evaluation(len(name) if draw is None else draw, skill, images, data=data, name=split)
         losses = {"train/loss": 1 / (1 + skill), "val/loss": 1.5 / (1 + skill)}
         self._write_config(folder, {"seed": seed, "data.name": data, **(settings or {})})
         self._write_metrics(folder, split, record, losses)
@@ -101,3 +101,9 @@ class RunMaker:
 @pytest.fixture
 def make_run(tmp_path):
     return RunMaker(tmp_path / "runs")
+
+
+@pytest.fixture
+def evaluation():
+    """Makes evaluations up: ``evaluation(seed, skill)``."""
+    return made_up_evaluation

@@ -6,7 +6,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.reporting.conftest import evaluation
 from xmodal.reporting.significance import contest, contributions, not_rejected, p_against
 from xmodal.retrieval.metrics import Queries, named_figures
 from xmodal.retrieval.uncertainty import paired_test
@@ -39,7 +38,7 @@ def exhaustive_p(one, other, figure: str, images: int) -> float:
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_p_value_is_the_share_of_all_swaps(figure):
+def test_p_value_is_the_share_of_all_swaps(figure, evaluation):
     one, other = evaluation(0, 0.5, images=6).queries, evaluation(1, 0.25, images=6).queries
     [found] = p_against(one, [other], figure, swaps=20_000)
     expected = exhaustive_p(one, other, figure, 6)
@@ -48,7 +47,7 @@ def test_p_value_is_the_share_of_all_swaps(figure):
 
 @pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("folds", [1, 4])
-def test_agrees_with_the_paired_test_on_more_queries(figure, folds):
+def test_agrees_with_the_paired_test_on_more_queries(figure, folds, evaluation):
     one, other = (
         {way: replace(side, folds=side.groups % folds) for way, side in evaluation(seed, skill, 60).queries.items()}
         for seed, skill in ((3, 0.11), (4, 0.09))
@@ -59,13 +58,13 @@ def test_agrees_with_the_paired_test_on_more_queries(figure, folds):
 
 
 @pytest.mark.parametrize("figure", [figure for figure in FIGURES if "medR" not in figure])
-def test_contributions_add_up_to_the_figure(figure):
+def test_contributions_add_up_to_the_figure(figure, evaluation):
     queries = {way: replace(side, folds=side.groups % 3) for way, side in evaluation(0, images=30).queries.items()}
     assert contributions(queries, figure).sum() == pytest.approx(named_figures(queries)[figure])
 
 
 @pytest.mark.parametrize("figure", ["i2t_R5", "t2i_medR"])
-def test_repeated_queries_weigh_as_one_another(figure):
+def test_repeated_queries_weigh_as_one_another(figure, evaluation):
     """Three seeds against one: the same system three times over is the system itself."""
     one, other = evaluation(0, 0.2).queries, evaluation(1, 0.15).queries
     thrice = {
@@ -80,7 +79,7 @@ def test_repeated_queries_weigh_as_one_another(figure):
     assert p_against(one, [other], figure) == p_against(one, [thrice], figure)
 
 
-def test_best_stands_alone_only_where_all_others_are_significantly_worse():
+def test_best_stands_alone_only_where_all_others_are_significantly_worse(evaluation):
     good, good_too, bad = evaluation(0, 0.5), evaluation(1, 0.5), evaluation(2, 0.02)
     systems = [bad.queries, good.queries, good_too.queries]
     values = [named_figures(queries)["t2i_R1"] for queries in systems]
@@ -91,13 +90,13 @@ def test_best_stands_alone_only_where_all_others_are_significantly_worse():
     assert alone.p_values[0] < 0.001
 
 
-def test_less_is_better_for_median_ranks():
+def test_less_is_better_for_median_ranks(evaluation):
     good, bad = evaluation(0, 0.5).queries, evaluation(1, 0.05).queries
     found = contest([bad, good], [named_figures(q)["t2i_medR"] for q in (bad, good)], "t2i_medR")
     assert (found.best, found.tied) == (1, frozenset())
 
 
-def test_nothing_is_said_where_the_best_value_has_no_queries():
+def test_nothing_is_said_where_the_best_value_has_no_queries(evaluation):
     one, other = evaluation(0, 0.5).queries, evaluation(1, 0.1).queries
     assert contest([None, one, other], [99.0, 50.0, 10.0], "t2i_R1").best is None
     found = contest([None, one, other], [1.0, 50.0, 10.0], "t2i_R1")
@@ -105,7 +104,7 @@ def test_nothing_is_said_where_the_best_value_has_no_queries():
     assert contest([one, None], [50.0, None], "t2i_R1").best is None
 
 
-def test_equal_systems_are_tied():
+def test_equal_systems_are_tied(evaluation):
     same = evaluation(0).queries
     found = contest([same, same], [10.0, 10.0], "i2t_R1")
     assert (found.best, found.tied, found.p_values) == (0, frozenset({1}), {1: 1.0})

@@ -61,11 +61,11 @@ class Run:
 
     @property
     def data_name(self) -> str:
-        """The data set; ``unknown`` where nothing says."""
+        """The data set; ``data not stated`` where nothing says."""
         stated = (self.provenance or {}).get("data")
         stated = stated.get("name") if isinstance(stated, Mapping) else None
         named = self.evaluation.data_name if self.evaluation else stated or self.config.get("data.name")
-        return str(named or self.config.get("data") or "unknown")
+        return str(named or self.config.get("data") or "data not stated")
 
     def figure(self, name: str) -> float | None:
         """A figure of the reported split by its name without it (``i2t_R1``); None where there is none or it is NaN."""

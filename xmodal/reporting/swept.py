@@ -36,9 +36,8 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in own if not _is_copy(key, own, columns)]
 
 
-def headline_keys(runs: Sequence[Run]) -> list[str]:
+def headline_keys(keys: Sequence[str]) -> Sequence[str]:
     """The swept keys where they are few enough to be columns; none where runs differ in so much that names say more."""
-    keys = swept_keys(runs)
     return keys if len(keys) <= _MOST_COLUMNS else []
 
 

@@ -38,7 +38,7 @@ class Cell:
     """
 
     text: str
-    value: float | str | None = None
+    value: float | int | str | None = None
     low: float | None = None
     high: float | None = None
     sd: float | None = None
