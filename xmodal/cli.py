@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from xmodal import __version__
-from xmodal.commands import compare, evaluate, extract, features
-from xmodal.config.command_line import report
+from xmodal.commands import compare, evaluate, extract, features, report
+from xmodal.config import command_line
 from xmodal.errors import ConfigError, XmodalError
 
 USAGE_FAULT = 2
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed, rest)
     except ConfigError as error:
-        print(report(error.faults), file=sys.stderr)
+        print(command_line.report(error.faults), file=sys.stderr)
         return USAGE_FAULT
     except XmodalError as error:
         print(error, file=sys.stderr)
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="xmodal", description="Tools around train.py.")
     parser.add_argument("--version", action="version", version=f"xmodal {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (extract, features, evaluate, compare):
+    for command in (extract, features, evaluate, compare, report):
         command.add(commands)
     return parser
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from xmodal.reporting.markdown import interval
 from xmodal.reporting.table import Cell, Column, Table
 
-_WIDEST = 52  # characters in one column of a two-column page, at \footnotesize
+_COLUMN = 237.0  # points of one column of a two-column page
+_SIGN, _SMALL_SIGN, _GAP = 4.25, 3.8, 8.0  # points of a sign at \footnotesize and \scriptsize, and between columns
 _SYMBOLS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -14,16 +15,18 @@ _SYMBOLS = {
     "±": r"$\pm$", "−": r"$-$", "–": "--", "—": "---", "†": r"$^\dagger$", "Δ": r"$\Delta$", "≥": r"$\geq$",
     "≤": r"$\leq$", "∞": r"$\infty$", "…": r"\dots{}", "“": "``", "”": "''", "’": "'", "·": r"$\cdot$",
 }  # fmt: skip
-_PREAMBLE = "% \\usepackage{booktabs}, \\usepackage[T1]{fontenc}; \\input this file where the table is to stand."
+_PREAMBLE = (
+    "% \\usepackage{booktabs,graphicx}, \\usepackage[T1]{fontenc}; \\input this file where the table is to stand."
+)
 
 
 def as_latex(table: Table) -> str:
-    """A ``table`` (``table*`` over both columns where it is too wide), with caption and label ``tab:<name>``.
+    """A ``table`` (``table*`` over both columns where it is too wide), with caption and label ``tab:<name>``; intervals
+    stand below their figures.
 
     The caption says what marks and brackets mean; the notes stand above it as comments, for the text of the paper.
     """
-    body = [[_cell(cell) for cell in row] for row in table.rows]
-    place = "table" if _width(table) <= _WIDEST else "table*"
+    place = "table" if _width(table) <= _COLUMN else "table*"
     title = f"{table.title} ({table.section})." if table.section else f"{table.title}."
     lines = [
         _PREAMBLE,
@@ -34,16 +37,31 @@ def as_latex(table: Table) -> str:
         r"  \setlength{\tabcolsep}{4pt}",
         rf"  \caption{{{escaped(' '.join([title, *_legend(table)]))}}}",
         rf"  \label{{tab:{table.name}}}",
+        r"  \sbox0{%",
+        *_tabular(table),
+        r"  }%",
+        r"  \ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
+        rf"\end{{{place}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(table: Table) -> list[str]:
+    return [
         rf"  \begin{{tabular}}{{@{{}}{''.join(_alignment(column) for column in table.columns)}@{{}}}}",
         r"    \toprule",
         _row([escaped(column.title) for column in table.columns]),
         r"    \midrule",
-        *(_row(cells) for cells in body),
+        *(line for row in table.rows for line in _lines(row)),
         r"    \bottomrule",
-        r"  \end{tabular}",
-        rf"\end{{{place}}}",
+        r"  \end{tabular}%",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _lines(cells: Sequence[Cell]) -> list[str]:
+    """The figures, and their intervals where there are any."""
+    below = [rf"{{\scriptsize {interval(cell)}}}" if interval(cell) else "" for cell in cells]
+    return [_row([_cell(cell) for cell in cells]), *([_row(below) + r" \addlinespace[2pt]"] if any(below) else [])]
 
 
 def _legend(table: Table) -> list[str]:
@@ -68,22 +86,23 @@ def _plain(sign: str) -> str:
 
 
 def _alignment(column: Column) -> str:
-    return "r" if column.is_number else "l"
+    return "c" if column.is_number else "l"
 
 
 def _cell(cell: Cell) -> str:
     text = escaped(cell.text)
-    text = rf"\textbf{{{text}}}" if cell.is_best else rf"{text}$^\dagger$" if cell.is_tied else text
-    return rf"{text} {{\scriptsize {interval(cell)}}}" if interval(cell) else text
+    return rf"\textbf{{{text}}}" if cell.is_best else rf"{text}$^\dagger$" if cell.is_tied else text
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"    {' & '.join(cells)} \\\\"
 
 
-def _width(table: Table) -> int:
-    """Characters of the widest row, as far as one can tell."""
+def _width(table: Table) -> float:
+    """Points of all columns, as far as one can tell without setting them."""
     columns = zip(table.columns, zip(*table.rows, strict=True), strict=True)
-    return sum(
-        max(len(column.title), *(len(c.text) + len(interval(c)) for c in cells)) + 2 for column, cells in columns
-    )
+    return sum(_GAP + max(len(column.title) * _SIGN, *map(_points, cells)) for column, cells in columns)
+
+
+def _points(cell: Cell) -> float:
+    return max((len(cell.text) + cell.is_tied) * _SIGN, len(interval(cell)) * _SMALL_SIGN)
