@@ -32,7 +32,7 @@ class Figure:
     sd: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replicates:
     """Runs of one setting.
 

@@ -18,7 +18,7 @@ _PREFERRED = ("test", "val")
 _NOT_SEARCHED = {"wandb", "checkpoints", "lightning_logs"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run, with whatever its folder holds.
 
@@ -167,9 +167,9 @@ def _outcome(
     status = str((provenance or {}).get("status") or (FINISHED if metrics else UNFINISHED))
     said = (provenance or {}).get("error")
     if status != FINISHED:
-        unknown = "still running, or ended without a word" if status == "running" else None
+        words = {"running": "still running, or ended without a word", "interrupted": "interrupted (Ctrl-C)"}
         missing = f"{METRICS} is absent: it failed, was killed, or is still running" if not metrics else None
-        return status, str(said or unknown or missing or "no error is recorded")
+        return status, str(said or words.get(status) or missing or "no error is recorded")
     if shown is None:
         wanted = f"no figures of {split}" if split else "no figures of test or val"
         known = ", ".join(files.evaluations()) or "none"

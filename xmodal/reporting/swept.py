@@ -8,16 +8,17 @@ from typing import Any
 from xmodal.reporting.runs import Run
 
 # where things lie, how they are watched and how fast they go: not what was compared
-_NOT_COMPARED = {"name", "tags", "test", "bootstrap", "ckpt_path", "data.root", "data.num_workers"}
+_NOT_COMPARED = {"name", "tags", "test", "bootstrap", "ckpt_path", "resume", "sweep", "data.root", "data.num_workers"}
 _NOT_COMPARED_GROUPS = (
-    "paths", "logger", "reference", "features", "hydra", "wandb", "query_encoders", "model.loss", "model.optimizer",
+    "paths", "logger", "reference", "hydra", "wandb", "query_encoders", "model.loss", "model.optimizer",
     "model.scheduler", "model.image_tower.aggregator", "model.text_tower.aggregator",
 )  # fmt: skip
+_OF_FEATURES = ("features.dtype", "features.precision")  # the others say where and how fast they are made
 _WATCHING = {"accelerator", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_nodes", "profiler"}
 _CALLBACKS = ("callbacks.averaging", "callbacks.early_stopping")  # which the outcome depends on
 _WIDTHS = {"feature_dim", "input_dim"}  # follow from the encoder and the aggregator
 _COPIES = ("model.", "callbacks.")  # hold what other groups say
-_FILES = {"path", "vectors", "weights"}  # one file may lie in several places
+_FILES = {"file", "path", "vectors", "weights"}  # one file may lie in several places
 _MOST_COLUMNS = 4
 _SHORT = {"embedding_dim": "embedding size"}
 _ABSENT = object()
@@ -80,6 +81,8 @@ def _is_compared(key: str) -> bool:
     if key in _NOT_COMPARED or last in _WIDTHS | {"seed", "_target_", "_partial_"}:
         return False
     if key.startswith("callbacks.") and not key.startswith(_CALLBACKS):
+        return False
+    if key.startswith("features.") and key not in _OF_FEATURES:
         return False
     if key.startswith("trainer.") and last in _WATCHING:
         return False
