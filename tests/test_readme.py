@@ -32,7 +32,8 @@ FEATURES = [line for line in COMMANDS if line.startswith("xmodal features ")]
 ZERO_SHOT = [line for line in COMMANDS if line.startswith("xmodal evaluate --zero-shot ")]
 OF_RUNS = [line for line in COMMANDS if line.startswith(("xmodal evaluate ", "xmodal compare "))]
 EVALUATION = [line for line in OF_RUNS if line not in ZERO_SHOT]
-OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + FEATURES + OF_RUNS]
+REPORTS = [line for line in COMMANDS if line.startswith("xmodal report ")]
+OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -69,6 +70,7 @@ def test_every_command_is_of_a_known_kind():
     assert len(FEATURES) == 4
     assert len(EVALUATION) >= 10
     assert len(ZERO_SHOT) == 3
+    assert len(REPORTS) >= 2
 
 
 def shortened(line: str) -> tuple[str, ...]:
@@ -231,6 +233,20 @@ def test_evaluation_line_runs(line, made, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ("i2t_R1" if words[1] == "compare" else "image → text") in printed
     assert "--json" not in words or json.loads(Path(words[words.index("--json") + 1]).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", REPORTS)
+def test_report_line_runs(line, made, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    places = {"runs/scenes/<run>": made.run, "runs/scenes/<other>": made.other, "multirun/<sweep>": made.run.parent}
+    for placeholder, place in places.items():
+        line = line.replace(f"outputs/{placeholder}", str(place))
+    assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert "with figures" in capsys.readouterr().out
+    assert list(tmp_path.rglob("tables/*image-to-text_all.tex"))
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from xmodal.reporting.groups import DIRECTIONS, Group
+from xmodal.reporting.groups import DIRECTIONS, SIZE, Group
 from xmodal.reporting.marking import column_of, loss_column, notes_on
 from xmodal.reporting.names import slug
 from xmodal.reporting.replicates import Replicates
 from xmodal.reporting.swept import heading, setting, shown, sortable
 from xmodal.reporting.table import NOTHING, Cell, Column, Table, word
 
-SIZE = "embedding_dim"
 _MOST_PIVOTS = 6  # of one pair of settings, for the values of all others
 _LOSSES = {"train/loss": Column("Train loss", "train_loss"), "val/loss": Column("Validation loss", "val_loss")}
 _FIGURES = {

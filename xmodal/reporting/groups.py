@@ -11,6 +11,8 @@ from xmodal.reporting.replicates import Replicates, replicates_of
 from xmodal.reporting.runs import Run
 from xmodal.reporting.swept import headline_keys, swept_keys
 
+SIZE = "embedding_dim"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -72,7 +74,7 @@ def left_out(runs: Sequence[Run]) -> list[Run]:
 
 
 def _group(title: str, runs: Sequence[Run], notes: Sequence[str]) -> Group:
-    keys = swept_keys(runs)
+    keys = sorted(swept_keys(runs), key=lambda key: key == SIZE)  # sizes one behind the other, for each of the others
     rows, repeated = replicates_of(runs, keys)
     found = [*notes, *_size(runs), *repeated, *_without_queries(runs), *_differences(runs)]
     return Group(title, tuple(runs), tuple(keys), tuple(headline_keys(keys)), tuple(rows), tuple(found))
