@@ -40,11 +40,12 @@ def sample_queries(ranks: Int[np.ndarray, "Q"], count: int) -> Int[np.ndarray, "
     """Positions of ``count`` queries, evenly spread over the split: half with rank 1, half with a worse rank."""
     hits, misses = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
     of_hits = min(len(hits), max(count // 2, count - len(misses)))
-    chosen = [_spread(hits, of_hits), _spread(misses, min(len(misses), count - of_hits))]
+    chosen = [spread(hits, of_hits), spread(misses, min(len(misses), count - of_hits))]
     return np.concatenate(chosen)
 
 
-def _spread(positions: Int[np.ndarray, "P"], count: int) -> Int[np.ndarray, "count"]:
+def spread(positions: Int[np.ndarray, "P"], count: int) -> Int[np.ndarray, "count"]:
+    """``count`` of the positions, evenly spread, the first and the last among them; at most as many as there are."""
     return positions[np.linspace(0, len(positions) - 1, count).astype(np.int64)] if count else positions[:0]
 
 

@@ -61,7 +61,8 @@ class RetrievalEvaluation(pl.Callback):
     is by class, ``val/i2i_mAP``, ``val/t2t_mAP`` and their like too. Figures come from exact ranks (ties count against
     the model); the FAISS index gives the top-5 lists that pictures show. Where it is an approximate one,
     ``val/i2t_index_recall@5`` and ``val/t2i_index_recall@5`` say how much of the exact lists it finds, in percent.
-    Until the end hook of the validation (or test), ``gathered`` holds the embeddings for callbacks behind this one.
+    Until the end hook of the validation (or test), ``gathered`` holds the embeddings for callbacks behind this one;
+    for longer where ``keeps_embeddings`` is set, as the final evaluation does.
     With ``matryoshka=[64]``, ``val/dim64/i2t_R1`` and so on are the figures of the first 64 dimensions alone.
 
     Args:
@@ -80,6 +81,7 @@ class RetrievalEvaluation(pl.Callback):
         self.ks = tuple(sorted({1, 5, 10, *ks}))
         self.retrieved: Retrieved | None = None
         self.gathered: EmbeddedSplit | None = None
+        self.keeps_embeddings = False
         self._embeddings: dict[int, list[Tensor]] = {}
         self._rows: dict[int, list[Tensor]] = {}
 
@@ -105,7 +107,8 @@ class RetrievalEvaluation(pl.Callback):
             self._evaluate(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.gathered = None  # callbacks after this one have had them
+        if not self.keeps_embeddings:
+            self.gathered = None  # callbacks after this one have had them
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_validation_epoch_start(trainer, pl_module)
@@ -117,7 +120,7 @@ class RetrievalEvaluation(pl.Callback):
         self._evaluate(trainer, pl_module, "test")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.gathered = None
+        self.on_validation_end(trainer, pl_module)
 
     def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule, role: str) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set when fit or test is called

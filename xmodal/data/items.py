@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -161,6 +162,15 @@ class Items:
         """SHA-256 (hex) over the caption ids, their image ids and texts, in order; splits don't count."""
         return _sha256((c.caption_id, self.images[c.image].image_id, c.text) for c in self.captions)
 
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over ids, labels and splits of images, ids and texts of captions, and the roles of splits.
+
+        What photos show does not count: this is quick, and a data set without photos has one too.
+        """
+        images = [(image.image_id, image.split, image.label) for image in self.images]
+        roles = sorted((role, *names) for role, names in self.splits.items())
+        return _sha256([("images", *images), ("roles", *roles), ("captions", self.caption_fingerprint())])
+
     def _plays(self, role: str) -> np.ndarray:
         if role not in ROLES:
             raise ConfigError(f"Unknown role {role!r} of a split; expected one of {', '.join(ROLES)}.")
@@ -202,7 +212,7 @@ def file_digest(path: Path) -> str:
         raise DataError(f"The image {path} can't be read ({error.strerror}).") from error
 
 
-def _sha256(records: Iterable[tuple[int | str | None, ...]]) -> str:
+def _sha256(records: Iterable[tuple[Any, ...]]) -> str:
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record, ensure_ascii=True).encode() + b"\n")

@@ -34,7 +34,7 @@ _JOB = "XMODAL_JOB"  # the words of one job of a multirun
 _OF_LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")  # left behind by Lightning's
 _ENDING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 _MULTIRUN = ("-m", "--multirun")
-_OF_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|launcher|run\.dir|job\.name|output_subdir)")
+OF_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|launcher|run\.dir|job\.name|output_subdir)")
 _PATIENCE = timedelta(minutes=5)
 _INSTEAD = (
     "Start `python train.py trainer=ddp trainer.devices=N`, which starts N processes itself, or "
@@ -166,7 +166,7 @@ def _words_of_this_job(words: Sequence[str]) -> list[str]:
     """
     swept, chosen = get_args_parser().parse_known_args(list(words))[0].overrides, HydraConfig.get()
     flags = [word for word in words if word not in swept and word not in _MULTIRUN]
-    others = [word for word in chosen.overrides.hydra if not _OF_SWEEP.match(word)]
+    others = [word for word in chosen.overrides.hydra if not OF_SWEEP.match(word)]
     return [*flags, *chosen.overrides.task, *others, _in_folder(chosen.runtime.output_dir)]
 
 

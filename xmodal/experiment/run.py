@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from xmodal import tracking
@@ -26,13 +23,17 @@ from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.callbacks import build_callbacks
+from xmodal.experiment.embedding_sample import write_sample
 from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.figures import flat_figures, record_of
 from xmodal.experiment.fitted_model import fitted_model
 from xmodal.experiment.launch import require_one_start
+from xmodal.experiment.loggers import build_loggers
 from xmodal.experiment.parts import Parts, build_parts, query_encoder_config, trainer_of
 from xmodal.experiment.premises import check_premises
+from xmodal.experiment.provenance import INTERRUPTED, Provenance
 from xmodal.experiment.resuming import EarlierRun
+from xmodal.experiment.retrieved import write_retrieved
 from xmodal.experiment.selection import with_exclusions, write_excluded
 from xmodal.experiment.summary import print_summary
 from xmodal.features.datamodule import PairDataModule
@@ -49,8 +50,6 @@ log = logging.getLogger(__name__)
 # Lightning's own use of a deprecated name; no user of xmodal can do anything about it.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", module="pytorch_lightning")
 
-INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
-
 
 @dataclass
 class Experiment:
@@ -64,6 +63,7 @@ class Experiment:
     record: RunRecord
     retrieval: RetrievalEvaluation
     metrics: dict[str, float]
+    provenance: Provenance
 
     @classmethod
     def build(cls, cfg: DictConfig) -> "Experiment":
@@ -72,6 +72,16 @@ class Experiment:
         Raises:
             XmodalError: whatever is wrong with configuration, data, features or weights, before training starts.
         """
+        folder = run_folder(cfg)
+        provenance = Provenance.begin(cfg, folder)
+        try:
+            return cls._built(cfg, folder, provenance)
+        except BaseException as error:
+            provenance.end_by(error)
+            raise
+
+    @classmethod
+    def _built(cls, cfg: DictConfig, folder: Path, provenance: Provenance) -> "Experiment":
         cfg = absolute_paths(cfg.copy())
         parts = build_parts(cfg)
         planned = trainer_of(cfg)
@@ -81,6 +91,7 @@ class Experiment:
             cfg = earlier.taken_up(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         dataset = load_dataset(cfg, parts)
+        provenance.tell_data(dataset.used)
         check_premises(cfg, dataset.used, planned.num_devices * planned.num_nodes)  # before features are made
         if earlier is not None:
             earlier.check_trained(cfg, parts, dataset)
@@ -88,7 +99,6 @@ class Experiment:
         datamodule = build_datamodule(cfg, parts, dataset)
         cfg, model = fitted_model(cfg, parts, datamodule)
         model.encoders = _query_encoders(cfg, parts)
-        folder = run_folder(cfg)
         if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes; there is no trainer yet
             OmegaConf.save(OmegaConf.create(model.encoders.config), folder / "config.yaml")
             write_excluded(folder, dataset.excluded)
@@ -101,7 +111,7 @@ class Experiment:
         trainer = instantiate(
             cfg.trainer, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder)
         )
-        return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {})
+        return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {}, provenance)
 
     def fit(self) -> None:
         """Train; on Ctrl-C say how to go on and leave with exit code 130.
@@ -136,11 +146,13 @@ class Experiment:
                 self._keep_queries(role, result)
                 self._add_intervals(role, result)
                 self._draw(role)
+                self._leave_examples(role)
 
     def finish(self) -> float | None:
         """Write metrics.json, end the trackers, print the table; returns the monitored figure of the best epoch."""
         if self.trainer.is_global_zero:
             self.record.write_metrics(self.metrics)
+        self.provenance.end("finished")
         tracking.finish(self.trainer.loggers, self.metrics)
         if self.trainer.is_global_zero:
             print_summary(self.metrics, self.folder)
@@ -152,6 +164,7 @@ class Experiment:
 
     def _evaluate(self, role: str) -> RetrievalResult:
         """Add the figures of the best checkpoint on ``val`` or ``test`` to the metrics."""
+        self.retrieval.keeps_embeddings = True
         run = self.trainer.test if role == "test" else self.trainer.validate
         run(self.model, self.datamodule, ckpt_path=str(self._best), verbose=False, weights_only=True)
         found = {k: round(float(v), 5) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{role}/")}
@@ -191,9 +204,10 @@ class Experiment:
         """On any failure the trackers are told; on Ctrl-C the user is told how to go on."""
         try:
             yield
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            self._leave_interrupted()
-        except BaseException:
+        except SystemExit as ending:  # Lightning's answer to Ctrl-C
+            self._leave_interrupted(ending)
+        except BaseException as error:
+            self.provenance.end_by(error)
             tracking.finish(self.trainer.loggers, {}, exit_code=1)
             raise
 
@@ -204,9 +218,24 @@ class Experiment:
         draw_gallery(self.datamodule.items, self.retrieval.retrieved, path, f"{self.datamodule.items.name}, {role}")
         tracking.log_picture(self.trainer.loggers, f"{role}/gallery", path, self.trainer.global_step)
 
-    def _leave_interrupted(self) -> None:
+    def _leave_examples(self, role: str) -> None:
+        """What was retrieved and where embeddings lie, for reports; a full disk takes these alone."""
+        items, found, embedded = self.datamodule.items, self.retrieval.retrieved, self.retrieval.gathered
+        assert found is not None
+        assert embedded is not None
+        self.retrieval.gathered = None
+        try:
+            how = self.model.similarity
+            write_retrieved(self.folder / f"retrieved_{role}.json", role, items, found, embedded, how)
+            write_sample(self.folder / f"embeddings_{role}.npz", items, found, embedded, how)
+        except OSError as error:
+            log.warning("What was retrieved can't be written (%s): a report will go without it.", error)
+
+    def _leave_interrupted(self, ending: SystemExit) -> None:
         if not self.trainer.interrupted:
+            self.provenance.end("failed", ending)
             raise SystemExit(1)
+        self.provenance.end("interrupted")
         tracking.finish(self.trainer.loggers, {}, exit_code=INTERRUPTED)
         last = self._best.with_name(LAST)
         if last.exists():
@@ -242,17 +271,6 @@ def run_folder(cfg: DictConfig) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
-
-
-def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The chosen logger; the jobs of a multirun share a W&B group called after the sweep's folder."""
-    if not cfg.get("logger") or not cfg.logger.get("_target_"):
-        return []
-    arguments: dict[str, Any] = {"save_dir": str(folder)}
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if in_sweep and "group" in cfg.logger and cfg.logger.group is None:
-        arguments["group"] = folder.parent.name
-    return [instantiate(cfg.logger, **arguments)]
 
 
 def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:

@@ -50,7 +50,7 @@ def class_relevance(
     order, asked = _Asked.of(query_labels, gallery_labels, rows, leave_out_itself)
     if not len(asked):
         return
-    strips = _Strips(queries, gallery, asked.rows, order, similarity, offsets)
+    strips = Strips(queries, gallery, asked.rows, order, similarity, offsets)
     at_a_time = max(1, CHUNK // len(gallery))
     for strip in range(len(strips)):
         scores = strips[strip]
@@ -95,7 +95,7 @@ class _Asked:
         return self.stop - self.first - (self.itself >= 0)
 
 
-class _Strips:
+class Strips:
     """Scores of the asked queries with the whole gallery, in strips of queries that share one buffer.
 
     Made of tiles of one shape, so that equal items score equally wherever they stand.
