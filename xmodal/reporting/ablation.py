@@ -7,7 +7,7 @@ from xmodal.reporting.marking import INTERVALS_NOTE, cell
 from xmodal.reporting.names import slug
 from xmodal.reporting.replicates import Replicates, label_of
 from xmodal.reporting.significance import SWAPS, p_against
-from xmodal.reporting.swept import heading, setting, shown
+from xmodal.reporting.swept import heading, setting, shown, sortable
 from xmodal.reporting.table import NOTHING, Cell, Column, Table, number, word
 
 _FEWEST = 2  # rows beside the base
@@ -19,6 +19,7 @@ def ablation_tables(group: Group) -> Iterator[Table]:
     if base is None:
         return
     changes = [(row, found[0]) for row in group.rows if len(found := differing(base, row, group.all_keys)) == 1]
+    changes.sort(key=lambda change: (group.all_keys.index(change[1]), sortable(setting(change[0].runs[0], change[1]))))
     figures = [*(f"{way}_R1" for way in ("i2t", "t2i") if way in group.directions), "rsum"]
     columns = [Column("Change", "change", False), *(_column(figure) for figure in figures)]
     columns += [Column("Δ rsum", "rsum_difference"), Column("p", "p")]

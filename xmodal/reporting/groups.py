@@ -121,7 +121,7 @@ def _without_queries(runs: Sequence[Run]) -> list[str]:
 
 def _differences(runs: Sequence[Run]) -> list[str]:
     """What readers would want to know of a comparison, though it stays one."""
-    stated = {
+    stated: dict[str, list[object]] = {
         "Similarities differ": [run.evaluation.similarity if run.evaluation else None for run in runs],
         "Training data differ (fingerprint)": [_in_provenance(run, "data", "fingerprint") for run in runs],
         "Made by different commits": [_in_provenance(run, "git", "commit") for run in runs],

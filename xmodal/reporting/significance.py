@@ -52,10 +52,11 @@ def contest(
         return Contest(None, frozenset(), {})
     sign = -1.0 if figure.endswith(LESS_IS_BETTER) else 1.0
     best = max(having, key=lambda i: (sign * _known(values[i]), queries[i] is not None, -i))
-    others = [i for i in having if i != best and _has(queries[i], figure)]
-    if not _has(queries[best], figure) or not others:
+    kept = {i: found for i in having if (found := queries[i]) is not None and _has(found, figure)}
+    others = [i for i in kept if i != best]
+    if best not in kept or not others:
         return Contest(None, frozenset(), {})
-    p_values = p_against(queries[best], [queries[i] for i in others], figure, swaps)  # type: ignore[arg-type]
+    p_values = p_against(kept[best], [kept[i] for i in others], figure, swaps)
     by_system = dict(zip(others, p_values, strict=True))
     return Contest(best, not_rejected(by_system), by_system)
 
@@ -162,7 +163,7 @@ def _reach(ends: Sequence[np.ndarray], ranks: np.ndarray, middles: tuple[float, 
     After a swap, at most twice as many queries as in both systems together lie up to a rank, and at least as many as
     both have there less those of one whole system.
     """
-    both = sum(np.searchsorted(end, ranks, side="right") / len(end) for end in ends)
+    both = np.sum([np.searchsorted(end, ranks, side="right") / len(end) for end in ends], axis=0)
     lowest = int((both <= middles[0]).sum())
     highest = int((both <= 1 + middles[1]).sum())
     return min(lowest, len(ranks) - 1), min(highest, len(ranks) - 1)
@@ -199,9 +200,7 @@ def _known(value: float | None) -> float:
     return value
 
 
-def _has(queries: Mapping[str, Queries] | None, figure: str) -> bool:
-    if queries is None:
-        return False
+def _has(queries: Mapping[str, Queries], figure: str) -> bool:
     if figure == "rsum":
         return all(way in queries and name in queries[way].values for way, name in _RECALLS)
     way, name = figure.split("_", 1)

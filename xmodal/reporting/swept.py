@@ -45,8 +45,8 @@ def headline_keys(keys: Sequence[str]) -> Sequence[str]:
 def setting(run: Run, key: str) -> Any:
     """What a run states for a key; a file by its name alone, None where the run does not state it."""
     value = run.config.get(key)
-    is_file = key.rpartition(".")[2] in _FILES and isinstance(value, str)
-    return PurePath(value).name if is_file else value
+    is_file = key.rpartition(".")[2] in _FILES
+    return PurePath(value).name if is_file and isinstance(value, str) else value
 
 
 def shown(value: Any) -> str:
