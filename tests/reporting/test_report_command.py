@@ -28,7 +28,7 @@ def test_a_sweep_with_a_failure_becomes_a_report(sweep, tmp_path, capsys):
     assert printed.out.startswith("4 runs, 3 with figures.\n")
     assert f"Report: {tmp_path / 'report'}/report." in printed.out
     assert "Without figures: 3: failed: RuntimeError: out of memory" in printed.err
-    assert "Damaged: 1: history.csv can't be read" in printed.err
+    assert "At fault: 1: history.csv can't be read" in printed.err
     made = contents(tmp_path / "report")
     assert "report.json" in made
     table = made["tables/made-up-test_image-to-text_all.md"].decode()

@@ -134,7 +134,7 @@ def test_damaged_queries_are_a_fault(make_run):
 
 
 def test_figures_that_are_no_numbers_are_a_fault(make_run):
-    folder = make_run("one")
+    folder = make_run("one", keep_queries=False)
     (folder / "metrics.json").write_text(
         '{"test/rsum": 1.5, "test/i2t_R1": "ten", "best_epoch": null, "train/loss": NaN}'
     )
@@ -172,3 +172,19 @@ def test_an_option_has_one_name_in_all_runs(make_run):
     assert [run.config["loss"] for run in find_runs([make_run.root])] == ["sum_of_hinges"] * 2
     (other / ".hydra" / "hydra.yaml").unlink()
     assert [run.config["loss"] for run in find_runs([make_run.root])] == ["triplet"] * 2
+
+
+def test_queries_of_another_evaluation_are_a_fault(make_run):
+    folder = make_run("one")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"test/rsum": metrics["test/rsum"] + 5}))
+    [run] = find_runs([folder])
+    assert run.figure("rsum") == metrics["test/rsum"] + 5
+    assert "they are of another evaluation" in run.faults[0]
+
+
+def test_settings_that_hydra_has_not_resolved_are_not_stated(make_run):
+    folder = make_run.failed("one", "no data")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("embedding_dim: 64\nmodel: {output_dim: '${embedding_dim}'}\n")
+    assert find_runs([folder])[0].config == {"embedding_dim": 64}

@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         page = write_report(runs, folder).relative_to(folder)
     print(f"{len(runs)} runs, {len(runs) - len(without)} with figures.")
     damaged = [f"{run.name}: {fault}" for run in runs for fault in run.faults]
-    for line in [*(f"Without figures: {line}" for line in without), *(f"Damaged: {line}" for line in damaged)]:
+    for line in [*(f"Without figures: {line}" for line in without), *(f"At fault: {line}" for line in damaged)]:
         print(line, file=sys.stderr)
     print(f"Report: {output / page}")
     return 0

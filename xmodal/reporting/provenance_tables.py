@@ -28,7 +28,7 @@ def _left_out(runs: Sequence[Run]) -> Iterator[Table]:
 def _damaged(runs: Sequence[Run]) -> Iterator[Table]:
     if damaged := [run for run in runs if run.faults]:
         rows = {run.name: [word("; ".join(run.faults))] for run in damaged}
-        yield _table("damaged", "Files that can't be read", ["Fault"], rows, kind="runs")
+        yield _table("damaged", "Files that are damaged or contradict one another", ["Fault"], rows, kind="runs")
 
 
 def _last_epoch(run: Run) -> Cell:

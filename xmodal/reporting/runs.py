@@ -15,6 +15,7 @@ from xmodal.retrieval.record import EvaluationRecord
 FINISHED = "finished"
 UNFINISHED = "unfinished"
 _PREFERRED = ("test", "val")
+_ROUNDING = 0.01  # of figures in metrics.json
 _NOT_SEARCHED = {"wandb", "checkpoints", "lightning_logs"}
 
 
@@ -136,13 +137,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str, split: str | None) -> Run:
     files = RunFiles(folder)
-    provenance, metrics, config = files.provenance(), files.metrics(), flat(files.config())
+    provenance, metrics = files.provenance(), files.metrics()
+    config = {key: value for key, value in flat(files.config()).items() if not _is_unresolved(value)}
     command = (provenance or {}).get("command") or files.command()
     config = config or settings_of_command(command or "")
     chosen = split or next((one for one in _PREFERRED if _has(one, metrics, files)), None)
     evaluation = files.evaluation(chosen) if chosen else None
-    if evaluation is not None and f"{chosen}/rsum" not in metrics:  # `xmodal evaluate` leaves its queries alone
-        metrics |= {f"{chosen}/{figure}": value for figure, value in named_figures(evaluation.queries).items()}
+    if evaluation is not None:
+        metrics = _with_figures_of(evaluation, f"{chosen}/", metrics, files)
     shown = chosen if chosen and any(figure.startswith(f"{chosen}/") for figure in metrics) else None
     status, error = _outcome(provenance, metrics, files, shown, split)
     seed = config.get("seed")
@@ -150,6 +152,25 @@ def _read(folder: Path, name: str, split: str | None) -> Run:
         folder, name, config, metrics, files.history(), provenance, evaluation, shown,
         seed if isinstance(seed, int) else None, status, error, command, tuple(files.faults),
     )  # fmt: skip
+
+
+def _is_unresolved(value: object) -> bool:
+    """As Hydra writes settings down before a run has read them."""
+    return isinstance(value, str) and "${" in value
+
+
+def _with_figures_of(
+    evaluation: EvaluationRecord, prefix: str, metrics: dict[str, float], files: RunFiles
+) -> dict[str, float]:
+    """The metrics, with those of the queries where there are none (`xmodal evaluate` leaves its queries alone)."""
+    figures = {f"{prefix}{name}": value for name, value in named_figures(evaluation.queries).items()}
+    rsum = f"{prefix}rsum"
+    if abs(metrics.get(rsum, figures[rsum]) - figures[rsum]) > _ROUNDING:
+        files.faults.append(
+            f"{METRICS} has {rsum} {metrics[rsum]:.2f}, the queries kept have {figures[rsum]:.2f}: they are of another "
+            "evaluation. Tables show the first; intervals and tests may be of the other"
+        )
+    return metrics if rsum in metrics else metrics | figures
 
 
 def _has(split: str, metrics: Mapping[str, float], files: RunFiles) -> bool:
