@@ -13,18 +13,22 @@ from omegaconf import DictConfig
 from xmodal.config.command_line import check_command_line, report
 from xmodal.config.sources import CONF_DIR
 from xmodal.errors import ConfigError, XmodalError
+from xmodal.experiment.earlier_runs import finished_run, take_over
 from xmodal.experiment.launch import one_run, words_for_this_process, words_of_job
+from xmodal.experiment.sweep import INTERRUPTED, job_of_sweep, whole_sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """One run; returns the monitored figure of the best epoch, for sweepers."""
+    """One run; returns the figure `optimized_metric` of the best epoch, for sweepers."""
     with one_run():
-        return run(cfg)
+        return job_of_sweep(run, cfg)
 
 
 def run(cfg: DictConfig) -> float | None:
     """Build, fit, test; what the user can put right is said without a traceback."""
+    if (earlier := finished_run(cfg)) is not None:
+        return take_over(cfg, earlier)
     from xmodal.experiment.run import Experiment  # brings torch, which --help and a misspelt key must not wait for
 
     try:
@@ -37,7 +41,7 @@ def run(cfg: DictConfig) -> float | None:
     except XmodalError as error:
         stop(str(error))
     except KeyboardInterrupt:  # in training, Experiment.fit answers it itself
-        stop("Interrupted. What was finished (features, checkpoints, figures) is kept.", exit_code=130)
+        stop("Interrupted. What was finished (features, checkpoints, figures) is kept.", exit_code=INTERRUPTED)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -57,4 +61,5 @@ if __name__ == "__main__":
         sys.argv[1:] = words_for_this_process(sys.argv[1:])
     except ConfigError as error:
         stop(report(error.faults))
-    main()
+    with whole_sweep(sys.argv[1:]):
+        main()

@@ -23,6 +23,8 @@ _SCHEMA: dict[str, tuple[str, int | None]] = {
     "name": ("str | None", None),
     "tags": ("list", None),
     "monitor": ("str", None),
+    "optimized_metric": ("str", None),
+    "resume": ("bool", None),
     "test": ("bool", None),
     "bootstrap": ("int", 0),
     "features.dtype": ("Literal['float16', 'float32']", None),

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xmodal.config.check import check, type_faults
 from xmodal.config.sources import CONF_DIR, ConfigSource
 from xmodal.config.suggestions import did_you_mean, likely_keys, phrase
+from xmodal.config.sweeping import Sweeping, sweeping
 from xmodal.config.values import absolute_paths, all_keys, has_key, plain
 from xmodal.errors import ConfigError
 
@@ -41,8 +42,8 @@ def check_overrides(overrides: Sequence[str], source: ConfigSource | None = None
 def check_command_line(argv: Sequence[str]) -> None:
     """Find every fault of a command line (without the program's name): its overrides, and what they compose to.
 
-    ``hydra.*``, ``+key``, ``++key``, ``~key`` and Hydra's flags pass; of a multirun each job is checked. Where Hydra
-    only shows something (``--cfg``), files are not looked for.
+    ``hydra.*``, ``+key``, ``++key``, ``~key`` and Hydra's flags pass; of a multirun each job is checked, those of
+    ``sweep=`` too. Where Hydra only shows something (``--cfg``), files are not looked for.
 
     Raises:
         ConfigError: with all faults.
@@ -53,8 +54,9 @@ def check_command_line(argv: Sequence[str]) -> None:
     faults = _not_understood(unknown)
     source = _source(known)
     if source is not None:
-        checked = _Overrides(known.overrides, source)
-        faults += [*checked.faults.values(), *_stray_sweeps(checked.good, known)]
+        beside = sweeping(known.overrides, source) if _is_multirun(known) else Sweeping((), ())
+        checked = _Overrides([*beside.lines, *known.overrides], source)
+        faults += [*checked.faults.values(), *beside.faults, *_stray_sweeps(checked.good, known)]
         if known.cfg is None:
             faults += [fault for cfg in checked.jobs for fault in check(cfg)]
     if faults:
@@ -126,10 +128,20 @@ def _source(known: Namespace) -> ConfigSource | None:
     return ConfigSource(root, name, extra) if root.is_dir() else None
 
 
+def _is_multirun(known: Namespace) -> bool:
+    return known.multirun or "hydra.mode=MULTIRUN" in known.overrides
+
+
 def _stray_sweeps(overrides: Sequence[Override], known: Namespace) -> list[str]:
-    is_multirun = known.multirun or any(o.key_or_group == "hydra.mode" for o in overrides)
-    stray = [] if is_multirun else [o.input_line for o in overrides if o.is_sweep_override()]
-    return [f"{line}: several values make several runs: add -m. (A list is written key=[a,b].)" for line in stray]
+    """What makes several runs without -m; to show a configuration does no harm."""
+    if _is_multirun(known):
+        return []
+    lists = [o.input_line for o in overrides if o.is_sweep_override()]
+    chosen = [o.input_line for o in overrides if o.key_or_group == "sweep" and o.value() != "none"]
+    return [
+        *(f"{line}: several values make several runs: add -m. (A list is written key=[a,b].)" for line in lists),
+        *(f"{line}: a sweep is several runs: add -m." for line in chosen if known.cfg is None and line not in lists),
+    ]
 
 
 class _Overrides:

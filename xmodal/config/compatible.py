@@ -23,6 +23,7 @@ def incompatible(cfg: DictConfig) -> list[str]:
         _absent_groups,
         _split_roles,
         _unknown_monitor,
+        _unknown_optimized_metric,
         _never_validated,
         _endless_cosine,
         _share_of_endless,
@@ -150,8 +151,22 @@ def _unknown_monitor(cfg: DictConfig) -> list[str]:
     monitor, known = value_of(cfg, "monitor"), monitors(cfg)
     if not isinstance(monitor, str) or monitor in known:
         return []
-    reason = "less of it is better, and the highest wins" if monitor in _LESS_IS_BETTER else "no validation gives it"
+    reason = "less of it is better, and the highest wins" if monitor in LESS_IS_BETTER else "no validation gives it"
     return [f"monitor={monitor}: {reason}.{did_you_mean(monitor, known)} Choices: {', '.join(known)}."]
+
+
+def _unknown_optimized_metric(cfg: DictConfig) -> list[str]:
+    """What a sweeper compares runs by: of validation too, for the test split is for the end."""
+    metric, known = value_of(cfg, "optimized_metric"), [*monitors(cfg), *_less_is_better(cfg)]
+    if not isinstance(metric, str) or metric in known or metric == value_of(cfg, "monitor"):
+        return []
+    reason = "runs are not chosen by the test split" if metric.startswith("test/") else "no validation gives it"
+    return [f"optimized_metric={metric}: {reason}.{did_you_mean(metric, known)} Choices: {', '.join(known)}."]
+
+
+def _less_is_better(cfg: DictConfig) -> list[str]:
+    kinds = ("i2i", "t2t") if value_of(cfg, "data.relevance") != "class" else ()
+    return [name for name in LESS_IS_BETTER if not any(f"/{way}_" in name for way in kinds)]
 
 
 def monitors(cfg: DictConfig) -> list[str]:
@@ -166,7 +181,7 @@ def monitors(cfg: DictConfig) -> list[str]:
     return [f"val/{name}" for name in ("rsum", *names, *below)]
 
 
-_LESS_IS_BETTER = (
+LESS_IS_BETTER = (
     "val/loss",
     *(f"val/{way}_{name}" for way in ("i2t", "t2i", "i2i", "t2t") for name in ("medR", "meanR")),
 )

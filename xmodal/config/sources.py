@@ -19,6 +19,7 @@ _SHIPPED = _PACKAGE / "conf"  # a wheel carries the files inside the package, a 
 
 CONF_DIR: Path = _SHIPPED if _SHIPPED.is_dir() else _PACKAGE.parent / "conf"
 HYDRA_VERSION_BASE = "1.3"
+_NO_GROUPS = ("hydra", "wandb")  # Hydra's own; sweeps for `wandb sweep`, which Hydra does not read
 
 
 def absolute(path: str | Path) -> str:
@@ -57,7 +58,7 @@ class ConfigSource:
         for root in (self.folder, *self.extra):
             for file in root.rglob("*.yaml"):
                 group, _, option = file.relative_to(root).with_suffix("").as_posix().rpartition("/")
-                if group and not group.startswith("hydra"):
+                if group and group.split("/")[0] not in _NO_GROUPS:
                     found.setdefault(group, set()).add(option)
         return {group: tuple(sorted(options)) for group, options in sorted(found.items())}
 
@@ -68,10 +69,17 @@ class ConfigSource:
 
     def load(self, overrides: Sequence[str]) -> DictConfig:
         """The composed config, without Hydra's node; raises what Hydra raises for bad overrides."""
+        return self._composed(overrides, with_hydra=False)
+
+    def load_hydra(self, overrides: Sequence[str]) -> DictConfig:
+        """Hydra's own node for these overrides: launcher, sweeper, folders; raises what Hydra raises for bad ones."""
+        return self._composed(overrides, with_hydra=True).hydra
+
+    def _composed(self, overrides: Sequence[str], with_hydra: bool) -> DictConfig:
         searched = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in self.extra)}]"] if self.extra else []
         at = hydra.initialize_config_dir
         with _beside_a_running_job(), at(str(self.folder), version_base=HYDRA_VERSION_BASE, job_name="train"):
-            return hydra.compose(self.name, overrides=[*searched, *overrides])
+            return hydra.compose(self.name, overrides=[*searched, *overrides], return_hydra_config=with_hydra)
 
 
 @contextmanager

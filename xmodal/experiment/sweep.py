@@ -1,0 +1,110 @@
+"""A multirun as a whole: a job that fails takes no other with it, and is listed at the end."""
+
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from xmodal.atomic import complete_file
+from xmodal.config.identity import PROVENANCE
+from xmodal.experiment.earlier_runs import EARLIER_RUN
+from xmodal.experiment.sweep_outcome import described, outcomes
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+_LONGEST_ERROR = 500  # characters
+
+
+class SweepBeginning(Callback):
+    """Learns from Hydra where the sweep of this process keeps its jobs; ``folder`` is None where there is no sweep."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepBeginning.folder = Path(config.hydra.sweep.dir).resolve()
+
+
+@contextmanager
+def whole_sweep(words: Sequence[str]) -> Iterator[None]:
+    """Around everything that a command line starts: at the end of a sweep, the jobs that did not finish are listed.
+
+    Leaves with exit code 1 where a job failed, and 130 after Ctrl-C, saying how to go on. A single run passes through.
+
+    Args:
+        words: the command line without the program's name, as the user typed it.
+    """
+    code: Any = 0
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as ending:
+        if SweepBeginning.folder is None:
+            raise
+        code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code
+    if SweepBeginning.folder is None:
+        return
+    jobs = outcomes(SweepBeginning.folder)
+    has_lost = any(job.status != "finished" for job in jobs)
+    if has_lost or code:
+        print(_closing(words, described(jobs, SweepBeginning.folder) if has_lost else None, code), file=sys.stderr)
+        sys.exit(code or 1)
+
+
+def _closing(words: Sequence[str], lost: str | None, code: Any) -> str:
+    again = shlex.join(
+        ["python", "train.py", *(word for word in words if not word.startswith("resume=")), "resume=true"]
+    )
+    reason = "Interrupted, and the sweep ends." if code == INTERRUPTED else "The sweep ended early." if code else None
+    advice = "What was finished is kept. This runs what is missing, and goes on where a job stopped:"
+    return "\n".join([line for line in (reason, lost, advice) if line] + [f"  {again}"])
+
+
+def job_of_sweep(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+    """``run(cfg)``; where it fails within a multirun, that is written down and the sweep goes on: NaN is returned.
+
+    Ctrl-C ends the sweep, and so does a job of several processes that fails, with which Lightning ends the program.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if _is_first_process():
+        (folder / EARLIER_RUN).unlink(missing_ok=True)
+    try:
+        return run(cfg)
+    except (Exception, SystemExit) as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN or "LOCAL_RANK" in os.environ or _is_interruption(error):
+            raise
+        if isinstance(error, Exception):
+            log.exception("The job failed with an error of the program.")
+        _note_failure(folder, error)
+        log.error("This job failed, and the sweep goes on.")
+        return math.nan
+
+
+def _is_interruption(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code == INTERRUPTED
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _note_failure(folder: Path, error: BaseException) -> None:
+    """Where the run itself has not said how it ended, say it in its provenance."""
+    path = folder / PROVENANCE
+    stated = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"format": 1}
+    if stated.get("status", "running") != "running":
+        return
+    reason = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:_LONGEST_ERROR]
+    with complete_file(path) as partial:
+        partial.write_text(json.dumps(stated | {"status": "failed", "error": said}, indent=2) + "\n", encoding="utf-8")
