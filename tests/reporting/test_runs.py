@@ -188,3 +188,18 @@ def test_settings_that_hydra_has_not_resolved_are_not_stated(make_run):
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("embedding_dim: 64\nmodel: {output_dim: '${embedding_dim}'}\n")
     assert find_runs([folder])[0].config == {"embedding_dim": 64}
+
+
+def test_the_earlier_run_stands_for_a_job_that_was_not_run_again(make_run):
+    earlier = make_run("runs/before", {"embedding_dim": 64})
+    job = make_run.root / "sweep" / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / "earlier_run.json").write_text('{"format": 1, "run": "../../runs/before"}')
+    assert [run.folder for run in find_runs([make_run.root / "sweep"])] == [earlier]
+    assert [run.folder for run in find_runs([make_run.root])] == [earlier]
+    (job / "earlier_run.json").write_text('{"format": 1, "run": "../../runs/gone"}')
+    [run] = find_runs([make_run.root / "sweep"])
+    assert (run.is_finished, run.error) == (
+        False,
+        "it was finished before, in ../../runs/gone, which is not there any more",
+    )

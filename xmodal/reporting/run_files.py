@@ -19,6 +19,7 @@ METRICS = "metrics.json"
 HISTORY = "history.csv"
 CONFIG = "config.yaml"
 COMMAND = "command.txt"
+_EARLIER_RUN = "earlier_run.json"  # left by a job of `resume=true` that had been finished before
 _COMPOSED = ".hydra/config.yaml"
 _HYDRA = ".hydra/hydra.yaml"
 _FORMAT = 1
@@ -28,6 +29,16 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def is_run(folder: Path) -> bool:
     """Whether a run left this folder: by its records, or by Hydra's own where it failed before it had any."""
     return (folder / ".hydra").is_dir() or any((folder / name).is_file() for name in (PROVENANCE, METRICS, HISTORY))
+
+
+def run_behind(folder: Path) -> Path:
+    """The run itself; or the earlier one that stands for a job that was not run again, where it is still there."""
+    try:
+        told = json.loads((folder / _EARLIER_RUN).read_text(encoding="utf-8"))
+        earlier = (folder / told["run"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    return earlier if is_run(earlier) else folder
 
 
 @dataclass
@@ -90,6 +101,10 @@ class RunFiles:
         """The command in ``command.txt``, as results that are kept without their run folder state it."""
         text = self._text(COMMAND)
         return " ".join(text.split()) if text else None
+
+    def earlier_run(self) -> str | None:
+        """Where the run is that this job stands for."""
+        return (self._mapping(_EARLIER_RUN, json.loads) or {}).get("run")
 
     def evaluations(self) -> list[str]:
         """Names of the evaluations whose queries are kept."""

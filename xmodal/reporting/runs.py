@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal.errors import ConfigError
-from xmodal.reporting.run_files import METRICS, RunFiles, flat, is_run, settings_of_command
+from xmodal.reporting.run_files import METRICS, RunFiles, flat, is_run, run_behind, settings_of_command
 from xmodal.retrieval.metrics import named_figures
 from xmodal.retrieval.record import EvaluationRecord
 
@@ -111,7 +111,7 @@ def _nothing_in(path: Path) -> str:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     if is_run(folder):
-        yield folder
+        yield run_behind(folder)
         return
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink() and entry.name not in _NOT_SEARCHED and entry.name[0] != ".":
@@ -190,6 +190,8 @@ def _outcome(
     if status != FINISHED:
         words = {"running": "still running, or ended without a word", "interrupted": "interrupted (Ctrl-C)"}
         missing = f"{METRICS} is absent: it failed, was killed, or is still running" if not metrics else None
+        if earlier := files.earlier_run():
+            missing = f"it was finished before, in {earlier}, which is not there any more"
         return status, str(said or words.get(status) or missing or "no error is recorded")
     if shown is None:
         wanted = f"no figures of {split}" if split else "no figures of test or val"
