@@ -49,7 +49,7 @@ def whole_sweep(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ending:
-        if SweepBeginning.folder is None:
+        if SweepBeginning.folder is None or not outcomes(SweepBeginning.folder):
             raise
         code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code
     if SweepBeginning.folder is None:

@@ -1,0 +1,1 @@
+"""Hydra looks for sweepers in packages within `hydra_plugins` alone."""
