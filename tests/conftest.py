@@ -3,13 +3,17 @@
 Programs run in processes of their own, forked from one that has imported the large libraries before.
 """
 
+import json
 import multiprocessing
 import os
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -119,3 +123,92 @@ def real_data() -> Path:
     if not (folder / "flickr8k" / "dataset.json").exists():
         pytest.skip("XMODAL_DATA names no folder with flickr8k/dataset.json: the tests on real data need one")
     return folder
+
+
+_BLOCK, _HEAD = 32768, 7  # LevelDB's log: blocks of 32 KiB, each fragment after 4 bytes CRC, 2 length, 1 kind
+
+
+def fragments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    place = _HEAD  # ":W&B", magic number, version
+    while place + _HEAD <= len(content):
+        if _BLOCK - place % _BLOCK < _HEAD:
+            place += _BLOCK - place % _BLOCK
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        yield kind, content[place + _HEAD : place + _HEAD + length]
+        place += _HEAD + length
+
+
+def records(file: Path) -> Iterator[Any]:
+    """Records of a .wandb file; kind 1 is a whole one, 2 to 4 are its first, middle and last part."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    parts = b""
+    for kind, data in fragments(file.read_bytes()):
+        parts = data if kind in (1, 2) else parts + data
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+
+
+@dataclass
+class WandbRecord:
+    """What the folder of an offline run holds, read record by record: messages of W&B, and values by name."""
+
+    folder: Path
+    run: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # definitions by name or pattern
+    artifacts: list[Any] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path) -> "WandbRecord":
+        found = cls(folder)
+        (file,) = folder.glob("run-*.wandb")
+        for record in records(file):
+            found.add(record.WhichOneof("record_type"), record)
+        return found
+
+    def add(self, kind: str, record: Any) -> None:
+        if kind == "run":
+            self.run = record.run
+            self.config |= values_of(record.run.config.update)
+        elif kind == "config":
+            self.config |= values_of(record.config.update)
+        elif kind == "history":
+            self.history.append(values_of(record.history.item))
+        elif kind == "summary":
+            self.summary |= values_of(record.summary.update)
+        elif kind == "metric":
+            self.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "artifact":
+            self.artifacts.append(record.artifact)
+        elif kind == "files":
+            self.files += [file.path for file in record.files.files]
+        elif kind == "exit":
+            self.exit_codes.append(record.exit.exit_code)
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a figure, in the order in which they were logged."""
+        return [row[name] for row in self.history if name in row]
+
+
+def values_of(items: Any) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(scope="session")
+def wandb_record() -> Callable[..., WandbRecord]:
+    """Read the folder of an offline run once W&B's own process, which writes after the run has ended, has come to its
+    end; or as it is after ``seconds``."""
+
+    def read(folder: Path, seconds: float = 120.0) -> WandbRecord:
+        deadline = time.monotonic() + seconds
+        while not (found := WandbRecord.of(folder)).exit_codes and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+    return read

@@ -141,7 +141,8 @@ def test_truth_by_class_within_a_side_is_of_the_class():
 
 def test_file_says_photos_and_words(tmp_path):
     here = world(tmp=tmp_path)
-    write_retrieved(tmp_path / "retrieved_test.json", "test", here.items, here.found, here.embedded, "cosine")
+    ways = retrieved(here.items, here.found, here.embedded, "cosine")
+    write_retrieved(tmp_path / "retrieved_test.json", "test", "some", ways)
     said = json.loads((tmp_path / "retrieved_test.json").read_text(encoding="utf-8"))
     assert (said["format"], said["split"], said["data"]) == (1, "test", "some")
     query = said["ways"]["t2i"][0]

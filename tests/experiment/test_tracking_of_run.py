@@ -1,77 +1,18 @@
 """What a run leaves with its tracker: an offline W&B folder and TensorBoard's event file, read back."""
 
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections import Counter
 from pathlib import Path
 
+import faiss
+import numpy as np
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-_BLOCK, _HEAD = 32768, 7  # LevelDB's log: blocks of 32 KiB, each fragment after 4 bytes CRC, 2 length, 1 kind
+from xmodal.retrieval.record import read_record
 
-
-def fragments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    place = _HEAD  # ":W&B", magic number, version
-    while place + _HEAD <= len(content):
-        if _BLOCK - place % _BLOCK < _HEAD:
-            place += _BLOCK - place % _BLOCK
-            continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        yield kind, content[place + _HEAD : place + _HEAD + length]
-        place += _HEAD + length
-
-
-def records(file: Path) -> Iterator[Record]:
-    """Records of a .wandb file; kind 1 is a whole one, 2 to 4 are its first, middle and last part."""
-    parts = b""
-    for kind, data in fragments(file.read_bytes()):
-        parts = data if kind in (1, 2) else parts + data
-        if kind in (1, 4):
-            yield Record.FromString(parts)
-
-
-@dataclass
-class OfflineRun:
-    group: str
-    config: dict[str, object]
-    history: list[dict[str, object]]
-    summary: dict[str, object]
-    exit_codes: list[int]
-
-
-def name_of(item) -> str:
-    return item.key or ".".join(item.nested_key)
-
-
-def offline_run(folder: Path) -> OfflineRun:
-    """One offline run folder, read record by record."""
-    found = OfflineRun("", {}, [], {}, [])
-    (file,) = folder.glob("run-*.wandb")
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found.group = record.run.run_group
-            found.config |= {name_of(item): json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "config":
-            found.config |= {name_of(item): json.loads(item.value_json) for item in record.config.update}
-        elif kind == "history":
-            found.history.append({name_of(item): json.loads(item.value_json) for item in record.history.item})
-        elif kind == "summary":
-            found.summary |= {name_of(item): json.loads(item.value_json) for item in record.summary.update}
-        elif kind == "exit":
-            found.exit_codes.append(record.exit.exit_code)
-    return found
-
-
-def finished_run(folder: Path, seconds: float = 120.0) -> OfflineRun:
-    """The same, once W&B's own process, which writes after the run has ended, has come to its end; or as it is then."""
-    deadline = time.monotonic() + seconds
-    while not (found := offline_run(folder)).exit_codes and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
+OFFLINE = ("logger=wandb", "logger.mode=offline")
 
 
 def offline_folders(folder: Path) -> list[Path]:
@@ -79,10 +20,10 @@ def offline_folders(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def tracked(workshop):
-    run = workshop.run("wandb", "logger=wandb", "logger.mode=offline", "trainer.log_every_n_steps=1")
+def tracked(workshop, wandb_record):
+    run = workshop.run("wandb", *OFFLINE, "trainer.log_every_n_steps=1", "tags=[first]")
     (folder,) = offline_folders(run.folder)
-    return run, finished_run(folder), folder
+    return run, wandb_record(folder), folder
 
 
 def test_wandb_has_the_flat_configuration(tracked):
@@ -125,18 +66,155 @@ def test_wandb_run_is_finished(tracked):
     assert tracked[1].exit_codes == [0]
 
 
-def test_wandb_is_told_of_a_failure(workshop):
-    experiment = workshop.build("broken", "logger=wandb", "logger.mode=offline")
+def test_wandb_is_told_of_a_failure_and_keeps_the_best_epoch(workshop, wandb_record):
+    experiment = workshop.build("broken", *OFFLINE, "trainer.max_epochs=5", "monitor=val/t2i_R1")
 
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("no more")
+    def fail(trainer: object, *arguments: object) -> None:
+        if trainer.current_epoch == 4:
+            raise RuntimeError("no more")
 
     experiment.trainer.callbacks[0].on_train_batch_end = fail
     with pytest.raises(RuntimeError, match="no more"):
         experiment.fit()
-    folder = offline_folders(experiment.folder)[0]
-    codes = finished_run(folder).exit_codes
-    assert codes == [1]
+    found = wandb_record(offline_folders(experiment.folder)[0])
+    assert found.exit_codes == [1]
+    history = experiment.record.history
+    best = next(row for row in history if row["val/t2i_R1"] == max(row["val/t2i_R1"] for row in history))
+    figures = {name: value for name, value in best.items() if "/" in name}
+    assert {name: found.summary[name] for name in figures} == pytest.approx(figures)
+    assert found.summary["best_epoch"] == best["epoch"]
+    assert [name for name in found.summary if name.startswith(("i2t/val", "t2i/val"))] == []
+
+
+def test_wandb_groups_and_tags(tracked):
+    message = tracked[1].run
+    assert message.job_type == "train"
+    assert message.run_group == "", "no sweep"
+    assert list(message.tags) == ["first", "scenes", "precomputed", "fasttext", "mean", "triplet"]
+
+
+def test_wandb_has_columns_for_a_table_of_runs(tracked):
+    run, found, _ = tracked
+    names = {"image_encoder": "precomputed", "text_encoder": "fasttext", "text_aggregator": "mean", "loss": "triplet"}
+    assert {name: found.config[name] for name in names} == names
+    provenance = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+    assert found.config["identity"] == provenance["identity"]
+    assert found.config["data_fingerprint"] == provenance["data"]["fingerprint"]
+    assert found.config["run_folder"] == str(run.folder)
+
+
+def test_wandb_is_told_what_to_show_figures_over(tracked):
+    metrics = tracked[1].metrics
+    assert metrics["val/*"].step_metric == metrics["i2t/val_*"].step_metric == "epoch"
+    assert metrics["train/*"].step_metric == "trainer/global_step"
+    assert metrics["epoch"].options.hidden
+    ours = [metric for name, metric in metrics.items() if name.startswith(("val/", "train/", "i2t/", "t2i/"))]
+    assert all(metric.summary.none for metric in ours), "the summary has one epoch's figures, not the last ones"
+
+
+def test_wandb_has_a_section_for_each_direction(tracked):
+    run, found, _ = tracked
+    for way in ("i2t", "t2i"):
+        for figure in ("R1", "R5", "R10", "medR", "mAP"):
+            expected = [row[f"val/{way}_{figure}"] for row in run.experiment.record.history]
+            assert found.column(f"{way}/val_{figure}") == pytest.approx(expected, abs=1e-4)
+    logged = [row for row in found.history if "i2t/val_R1" in row]
+    assert [row["epoch"] for row in logged] == [0, 1, 2]
+    assert [row["trainer/global_step"] for row in logged] == [4, 8, 12]
+
+
+def test_wandb_has_histograms_of_ranks(tracked):
+    run, found, _ = tracked
+    queries = read_record(run.folder / "evaluation_test.npz").queries
+    for way, count in (("i2t", 12), ("t2i", 60)):
+        epochs = found.column(f"{way}/val_log10_rank.values")
+        assert [sum(values) for values in epochs] == [count] * 3
+        (values,), (edges,) = (found.column(f"{way}/test_log10_rank.{part}") for part in ("values", "bins"))
+        ranks = queries[way].ranks
+        for place, counted in enumerate(values):
+            low, high, is_last = edges[place], edges[place + 1], place == len(values) - 1
+            inside = [low <= math.log10(rank) and (math.log10(rank) < high or is_last) for rank in ranks]
+            assert counted == sum(inside)
+
+
+def test_throughput_is_in_history_and_wandb(tracked):
+    run, found, _ = tracked
+    pace = [row["pairs_per_second"] for row in run.experiment.record.history]
+    assert found.column("train/pairs_per_second") == pytest.approx(pace, abs=0.06)
+    seconds = np.diff([0.0, *(row["seconds"] for row in run.experiment.record.history)])
+    assert all(200 / rate <= whole for rate, whole in zip(pace, seconds, strict=True)), "validation does not count"
+    assert "train/pairs_per_second" not in run.experiment.metrics
+    header = (run.folder / "history.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert "pairs_per_second" in header.split(",")
+
+
+def table_of(found, name):
+    """Content of a logged table, and the place of each of its files by the name it goes by."""
+    (artifact,) = [one for one in found.artifacts if name.replace("/", "") in one.name]
+    files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    return json.loads(files[f"{name}.table.json"].read_text(encoding="utf-8")), files
+
+
+@pytest.mark.parametrize("way", ["i2t", "t2i"])
+def test_wandb_has_tables_of_what_was_retrieved(tracked, way):
+    run, found, _ = tracked
+    table, files = table_of(found, f"{way}/test_retrieved")
+    said = json.loads((run.folder / "retrieved_test.json").read_text(encoding="utf-8"))["ways"][way]
+    assert table["columns"] == ["kind", "rank", "id", "query", "ground truth", *(f"top {n}" for n in range(1, 6))]
+    assert len(table["data"]) == len(said) > 2
+    for row, query in zip(table["data"], said, strict=True):
+        assert row[:3] == [query["kind"], query["rank"], query["query"]["id"]]
+        marks = [f"{'✓' if one['match'] else '✗'} {one['score']:.3f}" for one in query["top"]]
+        if way == "i2t":
+            assert row[4] == "\n".join(item["text"] for item in query["truth"])
+            assert row[5:] == [f"{mark} {one['item']['text']}" for mark, one in zip(marks, query["top"], strict=True)]
+            assert looks_like(files[row[3]["path"]], query["query"]["path"])
+        else:
+            assert row[3] == query["query"]["text"]
+            assert looks_like(files[row[4]["path"]], query["truth"][0]["path"])
+            assert [cell["caption"] for cell in row[5:]] == [
+                f"{mark} {one['item']['id']}" for mark, one in zip(marks, query["top"], strict=True)
+            ]
+            assert looks_like(files[row[5]["path"]], query["top"][0]["item"]["path"])
+    assert found.summary[f"{way}/test_retrieved.nrows"] == len(said), "W&B finds tables by the summary"
+
+
+def looks_like(copy, photo):
+    pictures = [np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (copy, photo)]
+    return pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).mean() < 8
+
+
+def test_folder_of_an_offline_run_is_complete(tracked):
+    _, found, folder = tracked
+    staged = [Path(entry.local_path) for one in found.artifacts for entry in one.manifest.contents]
+    assert len(staged) > 10
+    assert all(path.is_file() and path.is_relative_to(folder) for path in staged)
+    assert all((folder / "files" / name).is_file() for name in found.files)
+
+
+def test_offline_no_artifact_is_kept_unless_told(tracked):
+    assert Counter(one.type for one in tracked[1].artifacts) == {"run_table": 2}
+    assert not (tracked[0].folder / "index").exists()
+
+
+def test_checkpoint_and_indexes_as_artifacts(workshop, wandb_record):
+    run = workshop.run("kept", *OFFLINE, "logger.log_model=true", "trainer.max_epochs=1")
+    found = wandb_record(offline_folders(run.folder)[0])
+    kept = {one.type: one for one in found.artifacts if one.type != "run_table"}
+    files = {kind: {e.path: Path(e.local_path) for e in one.manifest.contents} for kind, one in kept.items()}
+    assert files["model"] == {"best.ckpt": run.folder / "checkpoints" / "best.ckpt"}
+    assert set(files["index"]) == {"images.faiss", "captions.faiss", "ids.json"}
+    assert all("best" in one.aliases for one in kept.values())
+    metadata = json.loads(kept["model"].metadata)
+    assert metadata["figures"] == run.experiment.metrics
+    assert (metadata["similarity"], metadata["embedding_dim"]) == ("cosine", 16)
+    ids = json.loads(files["index"]["ids.json"].read_text(encoding="utf-8"))
+    with np.load(run.folder / "embeddings_test.npz") as sample:
+        text = sample["text"] / np.linalg.norm(sample["text"], axis=1, keepdims=True)
+        _, rows = faiss.read_index(str(files["index"]["images.faiss"])).search(text.astype(np.float32), 1)
+        image = sample["image"] / np.linalg.norm(sample["image"], axis=1, keepdims=True)
+        assert [ids["images"][row] for row in rows[:, 0]] == sample["image_ids"][(text @ image.T).argmax(1)].tolist()
+    assert len(ids["captions"]) == 70
 
 
 def test_tensorboard_has_figures_and_the_gallery(workshop):
@@ -157,5 +235,6 @@ def test_without_logger_the_record_is_the_same(workshop, tracked):
     run = workshop.run("none")
     names = {path.name for path in run.folder.iterdir()}
     files = {"metrics.json", "history.csv", "config.yaml", "evaluation_test.npz", "gallery_test.png"}
-    assert names == files | {"checkpoints"}
+    for_reports = {"provenance.json", "retrieved_test.json", "embeddings_test.npz"}
+    assert names == files | for_reports | {"checkpoints"}
     assert run.experiment.metrics == tracked[0].experiment.metrics

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import time
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from xmodal.atomic import complete_file
+from xmodal.callbacks.pace import Pace
+from xmodal.types import PairBatch
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +21,7 @@ Row = dict[str, float | int]  # one epoch: name → figure
 
 HISTORY = "history.csv"
 METRICS = "metrics.json"
+PACE = "pairs_per_second"
 
 _OF_A_STEP = ("train/loss_step", "train/lr")
 
@@ -36,6 +40,7 @@ class RunRecord(pl.Callback):
         self.history: list[Row] = []
         self._started = time.monotonic()
         self._learning_rate = 0.0
+        self._pace = Pace()
         self._is_validated = False
         self._is_training = True
 
@@ -50,9 +55,16 @@ class RunRecord(pl.Callback):
         # at the end of the epoch the scheduler has already set the rate of the next
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self._is_validated = False
+        self._pace.begin()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
+    ) -> None:
+        self._pace.count(len(batch.image.image_ids) * trainer.world_size)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_validated = not trainer.sanity_checking
+        self._pace.go_on()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row: Row = {
@@ -61,6 +73,10 @@ class RunRecord(pl.Callback):
             "seconds": round(time.monotonic() - self._started, 2),
             "lr": self._learning_rate,
         }
+        if (pace := self._pace.pairs_per_second) is not None:
+            row[PACE] = round(pace, 1)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"train/{PACE}": pace, "epoch": trainer.current_epoch}, trainer.global_step)
         row |= {
             name: round(float(value), 5)  # the logger keeps float32
             for name, value in sorted(trainer.callback_metrics.items())
@@ -87,6 +103,11 @@ class RunRecord(pl.Callback):
     def row_of(self, epoch: int) -> Row:
         """Figures of an epoch (counted from 0); none where it is not recorded."""
         return next((row for row in self.history if row["epoch"] == epoch), {})
+
+    def best_row(self) -> Row:
+        """Figures of the first epoch in which the monitored one was highest; none where it is in no epoch."""
+        known = [row for row in self.history if not math.isnan(row.get(self.monitor, math.nan))]
+        return max(known, key=lambda row: row[self.monitor], default={})
 
     def write_metrics(self, metrics: Row) -> None:
         """Write ``metrics.json``: flat names such as ``test/i2t_R1``."""

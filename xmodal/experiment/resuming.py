@@ -17,7 +17,7 @@ from xmodal.models import checkpoint
 from xmodal.models.dual_encoder import CHECKPOINT_KEY
 from xmodal.models.query_encoders import canonical
 from xmodal.models.tails import trainable_layers
-from xmodal.tracking import flat_config
+from xmodal.tracking.columns import flat_config
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What an evaluation retrieved for some of its queries, chosen by rank alone: ``retrieved_<split>.json``."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,32 @@ _NEAR = 10  # worst rank of a near miss
 _MOST_TRUTHS = 10
 _DIGITS = 5
 
+Query = dict[str, Any]
 
-def write_retrieved(path: Path, role: str, items: Items, found: Retrieved, embedded: EmbeddedSplit, how: str) -> None:
-    """Write queries of every direction, what matches them and the exact top 5, as JSON.
+
+def write_retrieved(path: Path, role: str, data_name: str, ways: Mapping[str, Sequence[Query]]) -> None:
+    """Write queries of every direction, as ``retrieved`` gives them, as JSON.
 
     Args:
         role: the split that was evaluated.
-        how: the similarity, ``cosine``, ``dot`` or ``euclidean``.
+        data_name: of the data set.
 
     Raises:
         OSError: the folder is absent or full.
     """
-    content = {"format": _FORMAT, "split": role, "data": items.name, "ways": retrieved(items, found, embedded, how)}
+    content = {"format": _FORMAT, "split": role, "data": data_name, "ways": ways}
     with complete_file(path) as partial:
         partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def retrieved(items: Items, found: Retrieved, embedded: EmbeddedSplit, how: str) -> dict[str, list[dict[str, Any]]]:
-    """Of each direction eight hits, eight near misses and the eight worst failures, or as many as there are."""
+def retrieved(items: Items, found: Retrieved, embedded: EmbeddedSplit, how: str) -> dict[str, list[Query]]:
+    """Of each direction eight hits, eight near misses and the eight worst failures, or as many as there are.
+
+    Each with what matches it, and with the exact top 5.
+
+    Args:
+        how: the similarity, ``cosine``, ``dot`` or ``euclidean``.
+    """
     sides = {"i": _images(items, found, embedded), "t": _captions(items, found, embedded)}
     return {
         way: _Direction(sides[way[0]], sides[way[2]], found, how).queries(ranks)
@@ -79,7 +87,7 @@ class _Direction:
     found: Retrieved
     how: str
 
-    def queries(self, ranks: Int[np.ndarray, "Q"]) -> list[dict[str, Any]]:
+    def queries(self, ranks: Int[np.ndarray, "Q"]) -> list[Query]:
         kinds = [(kind, int(place)) for kind, places in chosen(ranks).items() for place in places]
         rows = np.array([place for _, place in kinds], dtype=np.int64)
         if not len(rows):

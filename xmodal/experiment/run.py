@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from xmodal import tracking
 from xmodal.callbacks.gallery import draw_gallery
 from xmodal.callbacks.resume import LAST
 from xmodal.callbacks.retrieval import RetrievalEvaluation
@@ -23,17 +22,17 @@ from xmodal.callbacks.run_record import RunRecord
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.callbacks import build_callbacks
-from xmodal.experiment.embedding_sample import write_sample
+from xmodal.experiment.earlier_runs import going_on
+from xmodal.experiment.examples import INDEX, leave_examples
 from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.figures import flat_figures, record_of
 from xmodal.experiment.fitted_model import fitted_model
 from xmodal.experiment.launch import require_one_start
-from xmodal.experiment.loggers import build_loggers
+from xmodal.experiment.loggers import build_loggers, callbacks_of, columns_of
 from xmodal.experiment.parts import Parts, build_parts, query_encoder_config, trainer_of
 from xmodal.experiment.premises import check_premises
 from xmodal.experiment.provenance import INTERRUPTED, Provenance
 from xmodal.experiment.resuming import EarlierRun
-from xmodal.experiment.retrieved import write_retrieved
 from xmodal.experiment.selection import with_exclusions, write_excluded
 from xmodal.experiment.summary import print_summary
 from xmodal.features.datamodule import PairDataModule
@@ -44,6 +43,9 @@ from xmodal.models.query_encoders import QueryEncoders
 from xmodal.retrieval.evaluate import RetrievalResult
 from xmodal.retrieval.record import write_record
 from xmodal.retrieval.uncertainty import bootstrap_intervals
+from xmodal.tracking import loggers as trackers
+from xmodal.tracking.artifacts import keep_artifacts
+from xmodal.tracking.wandb_run import wandb_runs
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +75,10 @@ class Experiment:
             XmodalError: whatever is wrong with configuration, data, features or weights, before training starts.
         """
         folder = run_folder(cfg)
+        continued = going_on(cfg)  # looked for before this run has a provenance of its own
         provenance = Provenance.begin(cfg, folder)
         try:
-            return cls._built(cfg, folder, provenance)
+            return cls._built(continued, folder, provenance)
         except BaseException as error:
             provenance.end_by(error)
             raise
@@ -107,10 +110,9 @@ class Experiment:
         assert isinstance(record, RunRecord)
         assert isinstance(retrieval, RetrievalEvaluation)
         loggers = build_loggers(cfg, folder)
-        tracking.log_config(loggers, model.encoders.config)
-        trainer = instantiate(
-            cfg.trainer, callbacks=list(callbacks.values()), logger=loggers, default_root_dir=str(folder)
-        )
+        trackers.log_config(loggers, model.encoders.config, columns_of(cfg, folder, provenance))
+        behind = [*callbacks.values(), *callbacks_of(loggers, record, retrieval)]
+        trainer = instantiate(cfg.trainer, callbacks=behind, logger=loggers, default_root_dir=str(folder))
         return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {}, provenance)
 
     def fit(self) -> None:
@@ -149,14 +151,15 @@ class Experiment:
                 self._leave_examples(role)
 
     def finish(self) -> float | None:
-        """Write metrics.json, end the trackers, print the table; returns the monitored figure of the best epoch."""
+        """Write metrics.json, end the trackers, print the table; returns ``optimized_metric`` of the best epoch."""
         if self.trainer.is_global_zero:
             self.record.write_metrics(self.metrics)
         self.provenance.end("finished")
-        tracking.finish(self.trainer.loggers, self.metrics)
+        self._keep_artifacts()
+        trackers.finish(self.trainer.loggers, self.metrics)
         if self.trainer.is_global_zero:
             print_summary(self.metrics, self.folder)
-        return self.metrics.get(self.cfg.monitor)
+        return self.metrics.get(self.cfg.optimized_metric)
 
     @property
     def _best(self) -> Path:
@@ -208,7 +211,7 @@ class Experiment:
             self._leave_interrupted(ending)
         except BaseException as error:
             self.provenance.end_by(error)
-            tracking.finish(self.trainer.loggers, {}, exit_code=1)
+            trackers.finish(self.trainer.loggers, {}, exit_code=1)
             raise
 
     def _draw(self, role: str) -> None:
@@ -216,27 +219,26 @@ class Experiment:
             return
         path = self.folder / f"gallery_{role}.png"
         draw_gallery(self.datamodule.items, self.retrieval.retrieved, path, f"{self.datamodule.items.name}, {role}")
-        tracking.log_picture(self.trainer.loggers, f"{role}/gallery", path, self.trainer.global_step)
+        trackers.log_picture(self.trainer.loggers, f"{role}/gallery", path, self.trainer.global_step)
 
     def _leave_examples(self, role: str) -> None:
-        """What was retrieved and where embeddings lie, for reports; a full disk takes these alone."""
-        items, found, embedded = self.datamodule.items, self.retrieval.retrieved, self.retrieval.gathered
-        assert found is not None
-        assert embedded is not None
-        self.retrieval.gathered = None
-        try:
-            how = self.model.similarity
-            write_retrieved(self.folder / f"retrieved_{role}.json", role, items, found, embedded, how)
-            write_sample(self.folder / f"embeddings_{role}.npz", items, found, embedded, how)
-        except OSError as error:
-            log.warning("What was retrieved can't be written (%s): a report will go without it.", error)
+        items, similarity, loggers = self.datamodule.items, self.model.similarity, self.trainer.loggers
+        leave_examples(self.folder, role, items, self.retrieval, similarity, loggers)
+
+    def _keep_artifacts(self) -> None:
+        kept = ("identity", "data", "git", "versions")
+        known = {**{name: self.provenance.stated[name] for name in kept}, "similarity": self.model.similarity}
+        for logger in wandb_runs(self.trainer.loggers):
+            if logger.keeps_artifacts:
+                metadata = {**known, "embedding_dim": self.cfg.embedding_dim, "figures": self.metrics}
+                keep_artifacts(logger, self._best, self.folder / INDEX, metadata)
 
     def _leave_interrupted(self, ending: SystemExit) -> None:
         if not self.trainer.interrupted:
             self.provenance.end("failed", ending)
             raise SystemExit(1)
         self.provenance.end("interrupted")
-        tracking.finish(self.trainer.loggers, {}, exit_code=INTERRUPTED)
+        trackers.finish(self.trainer.loggers, {}, exit_code=INTERRUPTED)
         last = self._best.with_name(LAST)
         if last.exists():
             print(f"Interrupted. To go on, add to the same command: ckpt_path={last}", file=sys.stderr)

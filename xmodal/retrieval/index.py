@@ -5,6 +5,7 @@ here, they come from ``xmodal.retrieval.evaluate``; ``index_recall`` says how cl
 """
 
 import math
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import faiss
@@ -42,6 +43,20 @@ class Gallery:
     def shape(self) -> tuple[int, int]:
         """Number and width of the vectors."""
         return len(self), int(self._index.d)
+
+    def write(self, path: Path) -> None:
+        """Write a file that ``faiss.read_index`` reads.
+
+        Under ``euclidean`` a constant vector may have been taken off all vectors (see ``common_centre``), which keeps
+        distances within the index, but not those of queries from elsewhere.
+
+        Raises:
+            OSError: there is no such folder, or no space.
+        """
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:  # of the C++ library
+            raise OSError(f"{path} can't be written: {error}") from error
 
     def search(
         self, queries: Float[np.ndarray, "Q E"], k: int

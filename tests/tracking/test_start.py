@@ -2,7 +2,8 @@
 
 import pytest
 
-from xmodal.tracking import _mode, flat_config
+from xmodal.tracking.columns import flat_config
+from xmodal.tracking.start import _mode
 
 
 @pytest.fixture

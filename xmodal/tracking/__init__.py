@@ -1,0 +1,1 @@
+"""Experiment trackers: W&B without questions, and the same record of a run whatever the logger."""

@@ -1,0 +1,84 @@
+"""A W&B run that begins without questions: online where there is a key, offline elsewhere."""
+
+import logging
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from xmodal.tracking.axes import define_metrics
+from xmodal.tracking.wandb_run import WandbRun
+
+log = logging.getLogger(__name__)
+
+_WANDB_SERVER = "https://api.wandb.ai"
+
+
+def wandb_logger(
+    save_dir: str,
+    project: str = "xmodal",
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+    notes: str | None = None,
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    log_model: bool | Literal["auto"] = "auto",
+) -> WandbRun:
+    """A W&B logger that never asks: ``mode=auto`` is online where a key is configured and offline elsewhere.
+
+    ``WANDB_MODE`` decides before the key does. Offline, one line says how to upload the run later.
+
+    Args:
+        save_dir: folder in which W&B puts its ``wandb/`` folder.
+        log_model: keep the best checkpoint and its indexes as artifacts; auto: online only.
+    """
+    import wandb
+
+    chosen: Any = (
+        _mode(mode) if getattr(rank_zero_only, "rank", 0) == 0 else "disabled"
+    )  # one run, however many processes
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        dir=save_dir,
+        project=project,
+        entity=entity,
+        name=name,
+        group=group,
+        job_type=job_type,
+        tags=list(tags) or None,
+        notes=notes,
+        mode=chosen,
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    define_metrics(run)
+    if chosen == "offline":
+        log.info("W&B is offline. To upload this run later: wandb sync %s", Path(run.settings.sync_dir))
+    elif chosen == "online":
+        log.info("W&B: %s", run.url)
+    return WandbRun(run, keeps_artifacts=log_model is True or (log_model == "auto" and chosen == "online"))
+
+
+def _mode(mode: str) -> Any:
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    """Whether ``wandb login`` or WANDB_API_KEY has configured a key for the server in use."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", _WANDB_SERVER)).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return False
