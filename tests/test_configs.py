@@ -64,7 +64,7 @@ OTHERS = [p for p in ALL_NODES if not str(p.values[2]._target_).startswith("xmod
 def test_there_are_files_for_every_default() -> None:
     cfg = compose([])
     for group in SOURCE.groups():
-        assert group.split("/")[0] in cfg or group in ("experiment", "debug"), group
+        assert group.split("/")[0] in cfg or group in ("experiment", "debug", "sweep"), group
     assert len(CHOICES) > 20
     assert len(OURS) > 10
 

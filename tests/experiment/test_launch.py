@@ -91,9 +91,10 @@ def job(monkeypatch, tmp_path):
     """The second job of a multirun, in this process."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "XMODAL_JOB"):
         monkeypatch.delenv(name, raising=False)
-    swept = ["seed=1,2", "data.batch_size=8", "hydra.verbose=[xmodal]", "hydra.sweep.dir=/elsewhere"]
+    swept = ["sweep=embedding_dim", "seed=1,2", "data.batch_size=8", "hydra.verbose=[xmodal]", "hydra.sweep.dir=/elsewhere"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-name", "train", *swept])
     chosen = [
+        "sweep=embedding_dim",
         "seed=2",
         "data.batch_size=8",
         "hydra.verbose=[xmodal]",
@@ -103,7 +104,7 @@ def job(monkeypatch, tmp_path):
     folder = f"{tmp_path}/a folder/1"
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", [*chosen, f"hydra.runtime.output_dir='{folder}'"], return_hydra_config=True)
-    cfg.hydra.overrides.task, cfg.hydra.overrides.hydra = chosen[:2], chosen[2:]
+    cfg.hydra.overrides.task, cfg.hydra.overrides.hydra = chosen[:3], chosen[3:]
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     yield folder

@@ -5,6 +5,7 @@ Nothing here imports torch: ``python train.py --help`` has to answer at once.
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ def register_resolvers() -> None:
 
 
 register_resolvers()
+
+# conf/hydra/launcher/joblib.yaml has the name of the plugin's own file, whose types its values are compared with
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from hydra._internal.utils import get_args_parser  # the very parser of hydra.main
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -34,7 +35,7 @@ _JOB = "XMODAL_JOB"  # the words of one job of a multirun
 _OF_LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")  # left behind by Lightning's
 _ENDING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 _MULTIRUN = ("-m", "--multirun")
-OF_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|launcher|run\.dir|job\.name|output_subdir)")
+_OF_SWEEP = re.compile(r"sweep=|[+~]*hydra[./](mode|sweep|launcher|run\.dir|job\.name|output_subdir)")
 _PATIENCE = timedelta(minutes=5)
 _INSTEAD = (
     "Start `python train.py trainer=ddp trainer.devices=N`, which starts N processes itself, or "
@@ -166,8 +167,12 @@ def _words_of_this_job(words: Sequence[str]) -> list[str]:
     """
     swept, chosen = get_args_parser().parse_known_args(list(words))[0].overrides, HydraConfig.get()
     flags = [word for word in words if word not in swept and word not in _MULTIRUN]
-    others = [word for word in chosen.overrides.hydra if not OF_SWEEP.match(word)]
-    return [*flags, *chosen.overrides.task, *others, _in_folder(chosen.runtime.output_dir)]
+    return [*flags, *words_alone(chosen), _in_folder(chosen.runtime.output_dir)]
+
+
+def words_alone(job: HydraConf) -> list[str]:
+    """The settings of one job of a multirun, without what belongs to the sweep."""
+    return [word for word in (*job.overrides.task, *job.overrides.hydra) if not _OF_SWEEP.match(word)]
 
 
 def _in_folder(folder: str) -> str:

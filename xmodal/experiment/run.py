@@ -240,7 +240,9 @@ class Experiment:
         self.provenance.end("interrupted")
         trackers.finish(self.trainer.loggers, {}, exit_code=INTERRUPTED)
         last = self._best.with_name(LAST)
-        if last.exists():
+        if self.provenance.stated["sweep"] is not None:
+            log.info("Interrupted, and the sweep ends.")  # which says how it goes on
+        elif last.exists():
             print(f"Interrupted. To go on, add to the same command: ckpt_path={last}", file=sys.stderr)
         else:
             print("Interrupted before the first training step; features extracted so far are kept.", file=sys.stderr)

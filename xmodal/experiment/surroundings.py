@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 import xmodal
-from xmodal.experiment.launch import OF_SWEEP
+from xmodal.experiment.launch import words_alone
 
 _LIBRARIES = (
     "torch",
@@ -65,8 +65,7 @@ def command() -> str:
     chosen = HydraConfig.get()
     if chosen.mode != RunMode.MULTIRUN:
         return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    others = [word for word in chosen.overrides.hydra if not OF_SWEEP.match(word)]
-    return shlex.join(["python", "train.py", *chosen.overrides.task, *others])
+    return shlex.join(["python", "train.py", *words_alone(chosen)])
 
 
 def overrides() -> list[str]:

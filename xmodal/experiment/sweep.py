@@ -52,22 +52,22 @@ def whole_sweep(words: Sequence[str]) -> Iterator[None]:
         if SweepBeginning.folder is None or not outcomes(SweepBeginning.folder):
             raise
         code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code
-    if SweepBeginning.folder is None:
-        return
-    jobs = outcomes(SweepBeginning.folder)
+    if SweepBeginning.folder is not None:
+        _close(SweepBeginning.folder, words, code)
+
+
+def _close(folder: Path, words: Sequence[str], code: Any) -> None:
+    jobs = outcomes(folder)
     has_lost = any(job.status != "finished" for job in jobs)
-    if has_lost or code:
-        print(_closing(words, described(jobs, SweepBeginning.folder) if has_lost else None, code), file=sys.stderr)
-        sys.exit(code or 1)
-
-
-def _closing(words: Sequence[str], lost: str | None, code: Any) -> str:
-    again = shlex.join(
-        ["python", "train.py", *(word for word in words if not word.startswith("resume=")), "resume=true"]
-    )
-    reason = "Interrupted, and the sweep ends." if code == INTERRUPTED else "The sweep ended early." if code else None
-    advice = "What was finished is kept. This runs what is missing, and goes on where a job stopped:"
-    return "\n".join([line for line in (reason, lost, advice) if line] + [f"  {again}"])
+    if not has_lost and not code:
+        return
+    reason = ["The sweep was interrupted."] if code == INTERRUPTED else ["The sweep ended early."] if code else []
+    lost = [described(jobs, folder, words)] if has_lost else []
+    kept = [word for word in words if not word.startswith("resume=")]
+    again = shlex.join(["python", "train.py", *kept, "resume=true"])
+    advice = "This runs what is missing, and goes on where a job stopped:"
+    print("\n".join([*reason, *lost, advice, f"  {again}"]), file=sys.stderr)
+    sys.exit(code or 1)
 
 
 def job_of_sweep(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,15 @@ def outcomes(sweep: Path) -> list[JobOutcome]:
     return [_outcome(folder) for folder in sorted(folders, key=_natural)]
 
 
-def described(jobs: list[JobOutcome], sweep: Path) -> str:
-    """Which jobs did not finish: what is set for each alone, why, and where."""
+def described(jobs: Sequence[JobOutcome], sweep: Path, typed: Sequence[str]) -> str:
+    """Which jobs did not finish: what is set for each alone, why, and where.
+
+    Args:
+        typed: the command line, which no job has for itself.
+    """
     lost = [job for job in jobs if job.status != "finished"]
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    count = f"{len(lost)} of {len(jobs)} jobs did not finish:"
+    common = set(typed) | (set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set())
+    count = f"{len(lost)} of {len(jobs)} jobs that were begun did not finish:"
     return "\n".join([count, *(line for job in lost for line in _lines(job, sweep, common))])
 
 
