@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from xmodal.retrieval.record import read_record
+from xmodal.tracking.dashboard import spec_of, standard_dashboard
 
 OFFLINE = ("logger=wandb", "logger.mode=offline")
 
@@ -146,6 +147,24 @@ def test_throughput_is_in_history_and_wandb(tracked):
     assert "train/pairs_per_second" not in run.experiment.metrics
     header = (run.folder / "history.csv").read_text(encoding="utf-8").splitlines()[0]
     assert "pairs_per_second" in header.split(",")
+
+
+def test_dashboard_shows_what_a_run_logs(tracked):
+    found = tracked[1]
+    sent = spec_of(standard_dashboard("team", "retrieval"))["spec"]["section"]
+    logged = {name.split(".")[0] for row in found.history for name in row} | set(found.summary) | {"val/gallery"}
+    named = set()
+    for panel in (panel for section in sent["panelBankConfig"]["sections"] for panel in section["panels"]):
+        shown = panel["config"]
+        named |= {*shown.get("metrics", ()), *shown.get("mediaKeys", ()), shown.get("xAxis"), shown.get("yAxis")}
+        named |= {column["accessor"] for column in shown.get("columns", ())}
+    named |= set(sent["runSets"][0]["runFeed"]["columnPinned"])
+    of_config = {name for name in named if name and name.startswith("config:")}
+    assert {name.removeprefix("config:").removesuffix(".value") for name in of_config} <= set(found.config)
+    figures = {name.removeprefix("summary:") for name in named - of_config if name}
+    assert figures - logged == {"run:displayName"}
+    assert len(figures) > 30
+    assert any(name.startswith("lr-") for name in logged)
 
 
 def table_of(found, name):

@@ -1,21 +1,18 @@
 """A W&B run that begins without questions: online where there is a key, offline elsewhere."""
 
 import logging
-import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from xmodal.tracking.axes import define_metrics
+from xmodal.tracking.key import has_key
 from xmodal.tracking.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
-
-_WANDB_SERVER = "https://api.wandb.ai"
 
 
 def wandb_logger(
@@ -70,15 +67,4 @@ def _mode(mode: str) -> Any:
         return mode
     if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         return os.environ["WANDB_MODE"]
-    return "online" if _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    """Whether ``wandb login`` or WANDB_API_KEY has configured a key for the server in use."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", _WANDB_SERVER)).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        return False
+    return "online" if has_key() else "offline"
