@@ -33,7 +33,10 @@ ZERO_SHOT = [line for line in COMMANDS if line.startswith("xmodal evaluate --zer
 OF_RUNS = [line for line in COMMANDS if line.startswith(("xmodal evaluate ", "xmodal compare "))]
 EVALUATION = [line for line in OF_RUNS if line not in ZERO_SHOT]
 REPORTS = [line for line in COMMANDS if line.startswith("xmodal report ")]
-OTHERS = [line for line in COMMANDS if line not in TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS]
+DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
+SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
+KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING
+OTHERS = [line for line in COMMANDS if line not in KNOWN]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -71,6 +74,8 @@ def test_every_command_is_of_a_known_kind():
     assert len(EVALUATION) >= 10
     assert len(ZERO_SHOT) == 3
     assert len(REPORTS) >= 2
+    assert len(DASHBOARDS) == 2
+    assert len(SYNCING) == 2
 
 
 def shortened(line: str) -> tuple[str, ...]:
@@ -247,6 +252,22 @@ def test_report_line_runs(line, made, tmp_path, monkeypatch, capsys):
     assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "with figures" in capsys.readouterr().out
     assert list(tmp_path.rglob("tables/*image-to-text_all.tex"))
+
+
+@pytest.mark.parametrize("line", DASHBOARDS)
+def test_dashboard_line_runs_as_far_as_it_needs_no_network(line, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if "--json" in line:
+        assert main(shlex.split(line)[1:]) == 0
+        assert json.loads((tmp_path / "dashboard.json").read_text(encoding="utf-8"))["project"] == "my-project"
+    else:
+        assert main(shlex.split(line)[1:]) == 2
+        assert "W&B has no key" in capsys.readouterr().err
 
 
 @pytest.mark.slow

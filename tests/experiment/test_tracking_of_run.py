@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -209,6 +211,15 @@ def test_folder_of_an_offline_run_is_complete(tracked):
     assert len(staged) > 10
     assert all(path.is_file() and path.is_relative_to(folder) for path in staged)
     assert all((folder / "files" / name).is_file() for name in found.files)
+
+
+def test_wandb_sync_takes_the_folder_as_it_is(tracked):
+    folder = tracked[2]
+    words = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Would sync 1 run" in done.stdout + done.stderr
+    assert next(folder.glob("run-*.wandb")).name in done.stdout + done.stderr
 
 
 def test_offline_no_artifact_is_kept_unless_told(tracked):
