@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.json"
 EARLIER_RUN = "earlier_run.json"  # in the folder of a job that was not run again: where its run is
 _LAST = Path("checkpoints") / "last.ckpt"
-_NOT_SEARCHED = {"features", "cache", "scenes", "indexes", "reports", "checkpoints", "wandb", "lightning_logs"}
+_OF_OTHER_THINGS = {"cache", "features", "optuna", "reports", "scenes"}  # folders beside those of runs
 
 
 def finished_run(cfg: DictConfig) -> Path | None:
@@ -75,7 +75,8 @@ def _roots(cfg: DictConfig) -> set[Path]:
 def _run_folders(root: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(root):
         is_run = PROVENANCE in files
-        below[:] = [] if is_run else [name for name in below if name not in _NOT_SEARCHED and name[0] != "."]
+        others = _OF_OTHER_THINGS if Path(folder) == root else set()
+        below[:] = [] if is_run else [name for name in below if name not in others and name[0] != "."]
         if is_run:
             yield Path(folder)
 

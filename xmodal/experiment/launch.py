@@ -19,7 +19,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from hydra._internal.utils import get_args_parser  # the very parser of hydra.main
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -170,7 +169,7 @@ def _words_of_this_job(words: Sequence[str]) -> list[str]:
     return [*flags, *words_alone(chosen), _in_folder(chosen.runtime.output_dir)]
 
 
-def words_alone(job: HydraConf) -> list[str]:
+def words_alone(job: DictConfig) -> list[str]:
     """The settings of one job of a multirun, without what belongs to the sweep."""
     return [word for word in (*job.overrides.task, *job.overrides.hydra) if not _OF_SWEEP.match(word)]
 
