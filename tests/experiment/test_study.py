@@ -65,6 +65,8 @@ def test_losses_and_ranks_are_made_small():
     assert direction_of("val/loss", "auto") == direction_of("val/i2t_medR", "auto") == "minimize"
     assert direction_of("val/rsum", "auto") == "maximize"
     assert direction_of("val/rsum", "minimize") == "minimize"
+    with pytest.raises(ConfigError, match=r"direction=best: expected auto, minimize or maximize"):
+        direction_of("val/rsum", "best")
 
 
 def test_a_study_is_gone_on_with_and_what_has_no_figure_comes_first(tmp_path: Path):

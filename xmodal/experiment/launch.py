@@ -166,11 +166,12 @@ def _words_of_this_job(words: Sequence[str]) -> list[str]:
     """
     swept, chosen = get_args_parser().parse_known_args(list(words))[0].overrides, HydraConfig.get()
     flags = [word for word in words if word not in swept and word not in _MULTIRUN]
-    return [*flags, *words_alone(chosen), _in_folder(chosen.runtime.output_dir)]
+    return [*flags, *words_alone(), _in_folder(chosen.runtime.output_dir)]
 
 
-def words_alone(job: DictConfig) -> list[str]:
-    """The settings of one job of a multirun, without what belongs to the sweep."""
+def words_alone() -> list[str]:
+    """The settings of the job of a multirun that is running now, without what belongs to the sweep."""
+    job = HydraConfig.get()
     return [word for word in (*job.overrides.task, *job.overrides.hydra) if not _OF_SWEEP.match(word)]
 
 

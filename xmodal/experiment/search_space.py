@@ -43,7 +43,7 @@ def _distribution(override: Override) -> BaseDistribution:
         return FloatDistribution(value.start, value.end, log=is_log)
     if isinstance(value, RangeSweep) and not value.shuffle and all(type(end) is int for end in _ends(value)):
         numbers = range(*_ends(value))
-        return IntDistribution(numbers[0], numbers[-1], step=value.step)
+        return IntDistribution(numbers[0], numbers[-1], step=numbers.step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 

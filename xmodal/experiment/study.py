@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -17,6 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from xmodal.config.compatible import LESS_IS_BETTER
 from xmodal.errors import ConfigError
+
+Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Search:
         }
 
 
-def open_study(name: str, storage: str | BaseStorage, direction: str, resume: bool) -> Study:
+def open_study(name: str, storage: str | BaseStorage, direction: Direction, resume: bool) -> Study:
     """A new study, or with ``resume`` the one that was begun: trials that failed or were cut off come first.
 
     Raises:
@@ -100,16 +102,22 @@ def seeded(sampler: Callable[..., BaseSampler], seed: int | None, study: Study) 
     return sampler(seed=seed + len(study.get_trials(deepcopy=False)))
 
 
-def direction_of(metric: str, stated: str) -> str:
-    """``auto``: ``minimize`` for losses and mean ranks, ``maximize`` for the others."""
+def direction_of(metric: str, stated: str) -> Direction:
+    """``auto``: ``minimize`` for losses and mean ranks, ``maximize`` for the others.
+
+    Raises:
+        ConfigError: there is no such direction.
+    """
+    if stated not in ("auto", *get_args(Direction)):
+        raise ConfigError([f"hydra.sweeper.direction={stated}: expected auto, minimize or maximize."])
     if stated != "auto":
-        return stated
+        return cast(Direction, stated)
     return "minimize" if metric in LESS_IS_BETTER else "maximize"
 
 
 def _queue_again(study: Study, before: Sequence[FrozenTrial]) -> None:
     """Trials without a figure are made anew: those that failed, and those that were cut off."""
-    known = [trial.params for trial in before if trial.state == TrialState.COMPLETE]
+    known: list[Any] = [trial.params for trial in before if trial.state == TrialState.COMPLETE]
     known += [trial.system_attrs.get("fixed_params") for trial in before if trial.state == TrialState.WAITING]
     for trial in before:
         if trial.state == TrialState.RUNNING:

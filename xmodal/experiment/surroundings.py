@@ -65,7 +65,7 @@ def command() -> str:
     chosen = HydraConfig.get()
     if chosen.mode != RunMode.MULTIRUN:
         return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    return shlex.join(["python", "train.py", *words_alone(chosen)])
+    return shlex.join(["python", "train.py", *words_alone()])
 
 
 def overrides() -> list[str]:

@@ -8,7 +8,10 @@ from typing import Any
 from xmodal.reporting.runs import Run
 
 # where things lie, how they are watched and how fast they go: not what was compared
-_NOT_COMPARED = {"name", "tags", "test", "bootstrap", "ckpt_path", "resume", "sweep", "data.root", "data.num_workers"}
+_NOT_COMPARED = {
+    "name", "tags", "test", "bootstrap", "ckpt_path", "resume", "optimized_metric", "sweep", "data.root",
+    "data.num_workers",
+}  # fmt: skip
 _NOT_COMPARED_GROUPS = (
     "paths", "logger", "reference", "hydra", "wandb", "query_encoders", "model.loss", "model.optimizer",
     "model.scheduler", "model.image_tower.aggregator", "model.text_tower.aggregator",
