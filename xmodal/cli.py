@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code (2: a fault the user can put right, 130: Ctrl-C)."""
     parsed, rest = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("gensim", "faiss"):
+    for name in ("gensim", "faiss", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return parsed.run(parsed, rest)
