@@ -61,7 +61,7 @@ def read_retrieved(path: Path) -> dict[str, list[Query]]:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {_FORMAT}")
         return {str(way): [_query(query) for query in queries] for way, queries in content["ways"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
         raise DataError(f"{path.name} can't be read ({type(fault).__name__}: {fault})") from fault
 
 
@@ -80,8 +80,13 @@ def _query(found: Mapping[str, Any]) -> Query:
 def _item(found: Mapping[str, Any]) -> Item:
     path, text, label = found["path"], found["text"], found["label"]
     return Item(
-        str(found["id"]),
-        None if text is None else str(text),
+        _as_utf8(str(found["id"])),
+        None if text is None else _as_utf8(str(text)),
         None if path is None else Path(path),
-        None if label is None else str(label),
+        None if label is None else _as_utf8(str(label)),
     )
+
+
+def _as_utf8(text: str) -> str:
+    """JSON can hold half a character, which no file in UTF-8 can."""
+    return text.encode("utf-8", "replace").decode("utf-8")

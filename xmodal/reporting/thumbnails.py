@@ -40,11 +40,21 @@ class Thumbnails:
             return None
         if path not in self._made:
             try:
-                self._made[path] = _thumbnail(read_image(path))
+                self._made[path] = _thumbnail(_read(path))
             except DataError as fault:
                 self.missing[path] = str(fault)
                 return None
         return self._made[path]
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        is_special = path.exists() and not (path.is_file() or path.is_dir())  # a pipe would be waited for, for ever
+        if not is_special:
+            return read_image(path)
+    except (OSError, ValueError) as fault:  # a name that is too long, or holds a NUL
+        raise DataError(f"The image {str(path)[:200]!r} can't be read ({type(fault).__name__}).") from fault
+    raise DataError(f"The image {path} is no file.")
 
 
 def _thumbnail(image: Image.Image) -> Thumbnail:
