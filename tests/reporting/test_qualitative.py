@@ -35,9 +35,6 @@ def told(tmp_path):
     texts = [item(f"c{i}", f"caption {i} {SCRIPT}", label="<i>cat</i>") for i in range(5)]
     seen = query("hit", 1, photo, texts[:1], texts)
     ways = {"i2t": [seen], "t2i": [query("hit", 1, texts[0], [absent], [absent, photo])]}
-        "i2t": [query("hit", 1, photo, texts[:1], texts)],
-        "t2i": [query("hit", 1, texts[0], [absent], [absent, photo])],
-    }
     return {"format": 1, "split": "test", "data": "made-up", "ways": ways}
 
 
