@@ -23,6 +23,8 @@ class Entry:
 
     Attributes:
         cell: of the table.
+        text: of the cell, without its deviation.
+        deviation: ``± 0.5``, or empty.
         interval: ``[27.1, 32.7]``, or empty.
         bar: the same drawn; None where there is none.
         order: by which a column is sorted; empty for nothing.
@@ -30,6 +32,8 @@ class Entry:
     """
 
     cell: Cell
+    text: str
+    deviation: str
     interval: str
     bar: Bar | None
     order: str
@@ -38,11 +42,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """Head of a column: its words, and the letters that its longest figure and interval take."""
+    """Head of a column: its words, and the letters that its longest figure, deviation and interval take."""
 
     title: str
     is_number: bool
     figure: int
+    deviation: int
     interval: int
 
 
@@ -66,13 +71,13 @@ class View:
 def view(table: Table, said: Sequence[str] = ()) -> View:
     """The table without the notes that are said elsewhere."""
     columns = list(zip(*table.rows, strict=True))
-    scales = [_scale(cells) for cells in columns]
+    scales = [_scale(cells) if _is_comparable(table) else None for cells in columns]
     heads = tuple(_head(table, column, cells) for column, cells in zip(table.columns, columns, strict=True))
     rows = []
     above: Sequence[Cell] = ()
     for row in table.rows:
         again = _again(table, row, above)
-        rows.append(tuple(_entry(cell, *scales[i], is_again=i < again) for i, cell in enumerate(row)))
+        rows.append(tuple(_entry(cell, scales[i], is_again=i < again) for i, cell in enumerate(row)))
         above = row
     return View(table, heads, tuple(rows), tuple(note for note in table.notes if note not in said))
 
@@ -97,8 +102,15 @@ def without_constants(table: Table) -> tuple[list[tuple[Column, Cell]], Table]:
 def _head(table: Table, column: Column, cells: Sequence[Cell]) -> Head:
     """In a pivot the values of a setting stand alone, for its title names it."""
     title = column.name.partition("=")[2] if table.kind == "pivot" and "=" in column.name else column.title
-    longest = max((len(cell.text) + cell.is_tied for cell in cells), default=0)
-    return Head(title, column.is_number, longest, max((len(interval(cell)) for cell in cells), default=0))
+    parts = [(*_parted(cell), interval(cell)) for cell in cells]
+    figure, deviation, ends = (max(map(len, words)) for words in zip(*parts, strict=True))
+    return Head(title, column.is_number, figure + any(cell.is_tied for cell in cells), deviation, ends)
+
+
+def _parted(cell: Cell) -> tuple[str, str]:
+    """The figure, and its deviation over seeds."""
+    figure, sign, deviation = cell.text.partition(" ± ") if cell.sd is not None else (cell.text, "", "")
+    return figure, f"± {deviation}" if sign else ""
 
 
 def _again(table: Table, row: Sequence[Cell], above: Sequence[Cell]) -> int:
@@ -111,14 +123,20 @@ def _again(table: Table, row: Sequence[Cell], above: Sequence[Cell]) -> int:
     return count
 
 
+def _is_comparable(table: Table) -> bool:
+    """Whether there are several figures in a column, and of one kind: beside reference figures, recalls and their sum
+    have no scale in common."""
+    return table.kind != "reference" and len(table.rows) > 1
+
+
 def _scale(cells: Sequence[Cell]) -> tuple[float, float]:
     ends = [end for cell in cells for end in (cell.low, cell.high) if end is not None]
     return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
-def _entry(cell: Cell, low: float, high: float, is_again: bool) -> Entry:
+def _entry(cell: Cell, scale: tuple[float, float] | None, is_again: bool) -> Entry:
     order = "" if cell.value is None else f"{cell.value!r}" if isinstance(cell.value, float) else str(cell.value)
-    return Entry(cell, interval(cell), _bar(cell, low, high), order, is_again)
+    return Entry(cell, *_parted(cell), interval(cell), _bar(cell, *scale) if scale else None, order, is_again)
 
 
 def _bar(cell: Cell, low: float, high: float) -> Bar | None:

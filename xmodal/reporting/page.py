@@ -13,17 +13,17 @@ from xmodal.errors import DataError
 from xmodal.reporting.findings import FOOTNOTE, Topic, compared, findings
 from xmodal.reporting.groups import DIRECTIONS, Group
 from xmodal.reporting.html_tables import View, common_notes, view, without_constants
-from xmodal.reporting.names import slug
 from xmodal.reporting.pictures import Drawn, Plate
 from xmodal.reporting.qualitative import Examples, examples_of
 from xmodal.reporting.ranking import from_best, headline, in_words
 from xmodal.reporting.replicates import Figure
 from xmodal.reporting.runs import Run
 from xmodal.reporting.swept import heading
-from xmodal.reporting.table import Cell, Column, Table
+from xmodal.reporting.table import NOTHING, Cell, Column, Table
 from xmodal.reporting.thumbnails import Thumbnails
 
 _MOST_PIVOTS_AT_ONCE = 3
+_MOST_REFERENCES_AT_ONCE = 16  # figures
 _MOST_ROWS_AT_ONCE = 8  # of provenance
 
 
@@ -86,9 +86,13 @@ def page_of(
     """
     photos = Thumbnails()
     faults = list(faults)
-    sections = [_section(group, tables, plates, photos, faults) for group in groups]
+    sections = [
+        _section(f"runs-{number}", group, tables, plates, photos, faults)
+        for number, group in enumerate(groups, start=1)
+    ]
     if photos.missing:
         faults.append(_missing_photos(photos))
+    origins = [_origin(table) for table in tables if table.kind == "provenance" and _says_anything(table)]
     svg = {name: Markup(one.svg) for name, one in pictures.items()}  # made by matplotlib, which escapes all text
     style, script = (_part(name) for name in ("report.css", "report.js"))
     return _environment().get_template("report.html").render(
@@ -96,7 +100,7 @@ def page_of(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), faults=faults,
         svg=svg,
         left_out=[view(table) for table in tables if table.kind == "runs"],
-        most_rows=_MOST_ROWS_AT_ONCE, origins=[_origin(table) for table in tables if table.kind == "provenance"],
+        most_rows=_MOST_ROWS_AT_ONCE, origins=origins,
     ) + "\n"  # fmt: skip
 
 
@@ -120,7 +124,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 def _section(
-    group: Group, tables: Sequence[Table], plates: Sequence[Plate], photos: Thumbnails, faults: list[str]
+    anchor: str, group: Group, tables: Sequence[Table], plates: Sequence[Plate], photos: Thumbnails, faults: list[str]
 ) -> Section:
     own = [table for table in tables if table.section == group.title]
     notes = common_notes(own)
@@ -131,7 +135,7 @@ def _section(
         faults.append(f"{group.title}: {fault}")
         examples = None
     return Section(
-        slug(group.title),
+        anchor,
         group,
         compared(group),
         _best(group),
@@ -149,8 +153,12 @@ def _at_once(tables: Sequence[Table]) -> Iterator[Table]:
     pivots = 0
     for table in tables:
         pivots += table.kind == "pivot"
-        is_shown = table.title in DIRECTIONS.values() if table.kind == "figures" else table.kind != "pivot"
-        if is_shown or (table.kind == "pivot" and pivots <= _MOST_PIVOTS_AT_ONCE):
+        is_shown = {
+            "figures": table.title in DIRECTIONS.values(),
+            "pivot": pivots <= _MOST_PIVOTS_AT_ONCE,
+            "reference": len(table.rows) <= _MOST_REFERENCES_AT_ONCE,
+        }
+        if is_shown.get(table.kind, True):
             yield table
 
 
@@ -164,6 +172,11 @@ def _best(group: Group) -> Best:
 def _origin(table: Table) -> Origin:
     shared, rest = without_constants(table) if table.name != "settings" else ([], table)
     return Origin(view(rest), tuple(shared))
+
+
+def _says_anything(table: Table) -> bool:
+    """Of results that are kept without their run folder, not even the command may be known."""
+    return any(cell != NOTHING for row in table.rows for cell in row[1:])
 
 
 def _missing_photos(photos: Thumbnails) -> str:

@@ -61,6 +61,7 @@ def _picture(group: Group, run: Run, way: str) -> Picture:
                 axes.text(place, height + 0.01 * max(heights), _percent(height), ha="center", va="bottom", fontsize=6.5)
         axes.set_xticks(range(len(ends)), [_short(end) for end in ends])
         axes.set_yticks([])
+        axes.margins(y=0.1)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=0)
         axes.set_title(DIRECTIONS[way])
