@@ -50,7 +50,9 @@ def test_finished_run(plain_run):
 def test_commit_is_that_of_the_code(plain_run):
     if not (REPOSITORY / ".git").exists():
         pytest.skip("this checkout is no git repository")
-    assert provenance(plain_run.folder)["git"]["commit"] == git("rev-parse", "HEAD")
+    said = provenance(plain_run.folder)["git"]
+    assert said["commit"] in git("rev-list", "-n", "20", "HEAD").split(), "the head, or what it was when the run began"
+    assert isinstance(said["dirty"], bool)
 
 
 def test_data_of_a_run(plain_run):
