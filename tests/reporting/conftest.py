@@ -103,6 +103,12 @@ def make_run(tmp_path):
     return RunMaker(tmp_path / "runs")
 
 
+@pytest.fixture(scope="session")
+def run_maker():
+    """For folders that several tests share: ``run_maker(root)`` makes runs as ``make_run`` does."""
+    return RunMaker
+
+
 @pytest.fixture
 def evaluation():
     """Makes evaluations up: ``evaluation(seed, skill)``."""
