@@ -178,6 +178,7 @@ def test_the_wheel_carries_every_file_of_conf(wheel: Path) -> None:
     here = {f"xmodal/{file.relative_to(REPOSITORY).as_posix()}" for file in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "xmodal/conf/train.yaml" in here
     assert shipped == here
+    assert "hydra_plugins/xmodal_sweeps/optuna_sweeper.py" in zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -282,7 +283,7 @@ def test_layers_that_some_epoch_trains() -> None:
         ["--cfg", "job", "--resolve", "--package", "paths", "data=flickr8k"],
         ["--cfg", "all"],
         ["-m", "embedding_dim=64,128"],
-        ["--multirun", "embedding_dim=choice(64,128)", "optimizer.lr=interval(0.1,0.2)"],
+        ["--multirun", "hydra/sweeper=optuna", "embedding_dim=choice(64,128)", "optimizer.lr=interval(0.1,0.2)"],
         ["-m", "seed=range(1,4)", "text_aggregator=glob(*)"],
         ["-m", "text_aggregator=mean,lstm", "loss.margin=0.1,0.2"],
         ["hydra.mode=MULTIRUN", "seed=1,2"],
@@ -583,7 +584,9 @@ def test_help_explains_without_torch_in_under_three_seconds(tmp_path: Path) -> N
 
 def test_the_examples_and_keys_of_the_help_are_real(tmp_path: Path) -> None:
     text = (CONF_DIR / "hydra" / "help" / "xmodal.yaml").read_text(encoding="utf-8")
-    lines = [line.split("#")[0].split()[2:] for line in text.splitlines() if line.strip().startswith("python train.py")]
+    lines = [
+        shlex.split(line.split("#")[0])[2:] for line in text.splitlines() if line.strip().startswith("python train.py")
+    ]
     commands = [words for words in lines if words and "[group=option" not in words and "prints" not in words]
     assert len(commands) >= 7
     for words in commands:

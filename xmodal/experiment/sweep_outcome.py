@@ -15,7 +15,7 @@ from xmodal.experiment.earlier_runs import EARLIER_RUN
 
 _OVERRIDES = Path(".hydra") / "overrides.yaml"
 _BEGINNING = "multirun.yaml"  # which a sweeper writes before the first job
-_SILENT = "it ended without a word: killed, or out of memory? Its train.log says how far it came"
+_SILENT = "it ended without a word: killed, out of memory, or still running elsewhere? See train.log there"
 
 
 @dataclass(frozen=True)
