@@ -93,7 +93,7 @@ def test_overfitting_is_told_of(make_run):
         run = make_run(way, {"text_aggregator": way})
         (run / "history.csv").write_text(f"epoch,val/loss\n0,2\n1,1\n2,{last}\n")
     assert said(make_run.root)["Training", "Overfitting"].startswith("1 of 2 runs, ")
-    assert "mean (20 %)" in said(make_run.root)["Training", "Overfitting"]
+    assert "run mean (20 %)" in said(make_run.root)["Training", "Overfitting"]
 
 
 def test_the_best_run_that_keeps_a_file(grid):

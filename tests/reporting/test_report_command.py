@@ -36,6 +36,7 @@ def test_a_sweep_with_a_failure_becomes_a_report(sweep, tmp_path, capsys):
     assert "out of memory" in made["tables/left-out.md"].decode()
 
 
+@pytest.mark.slow
 def test_two_reports_of_the_same_runs_are_identical(sweep, tmp_path):
     for name in ("a", "b"):
         assert main(["report", str(sweep.root), "--output", str(tmp_path / name)]) == 0

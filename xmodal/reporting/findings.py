@@ -184,4 +184,6 @@ def _overfitting(group: Group) -> Iterator[Sentence]:
     if above:
         most = max(above, key=lambda name: (above[name], name))
         ended = f"ended with a validation loss {_NOTEWORTHY:.0f} % or more above its lowest, most of all"
-        yield Sentence("Overfitting", f"{len(above)} of {len(rises)} runs", f"{ended} {most} ({above[most]:.0f} %).")
+        yield Sentence(
+            "Overfitting", f"{len(above)} of {len(rises)} runs", f"{ended} run {most} ({above[most]:.0f} %)."
+        )

@@ -1,5 +1,6 @@
 """Training and validation loss by epoch, a panel for each setting."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ _AT_ONCE = 6
 _TRAIN, _VALIDATION = "train/loss", "val/loss"
 _COLOURS = {_TRAIN: SERIES[0], _VALIDATION: SERIES[1]}
 _NAMES = {_TRAIN: "train", _VALIDATION: "validation"}
+_VISIBLE = 0.5  # percent
 _SIZE = (2.15, 1.65)
 
 
@@ -64,9 +66,10 @@ def _picture(group: Group, row: Replicates, number: int, limits: tuple[float, fl
 
     def draw(axes: Axes) -> None:
         for run in row.runs:
-            _curves(axes, run, alone=len(row.runs) == 1)
+            _curves(axes, run, len(row.runs))
         axes.set_ylim(*limits)
         _label_ends(axes, row.runs[0])
+        _label_excess(axes, row)
         axes.set_title("\n".join(_lines(words)), fontsize=7)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -100,30 +103,33 @@ def _limits(rows: Sequence[Replicates], of: Replicates) -> tuple[float, float]:
     return min(values) - room, max(values) + room
 
 
-def _curves(axes: Axes, run: Run, alone: bool) -> None:
+def _curves(axes: Axes, run: Run, of: int) -> None:
     for name, colour in _COLOURS.items():
         points = _points(run, name)
-        axes.plot(*_columns(points), color=colour, alpha=1.0 if alone else 0.6, lw=1.2 if alone else 0.8,
+        axes.plot(*_columns(points), color=colour, alpha=1.0 if of == 1 else 0.6, lw=1.2 if of == 1 else 0.8,
                   marker="o" if len(points) == 1 else None, markersize=3)  # fmt: skip
     best = run.metrics.get("best_epoch")
     if best is not None:
         axes.axvline(best + 1, color=MUTED, lw=0.8, dashes=(3, 2))
-    if alone:
-        _shade_overfitting(axes, run)
+    if validated := _points(run, _VALIDATION):
+        _shade_overfitting(axes, validated, 0.18 / of)
 
 
-def _shade_overfitting(axes: Axes, run: Run) -> None:
-    points = _points(run, _VALIDATION)
-    excess = overfitting(run)
-    if not points or excess is None:
-        return
+def _shade_overfitting(axes: Axes, points: Sequence[tuple[float, float]], alpha: float) -> None:
     lowest = min(range(len(points)), key=lambda i: points[i][1])
     epochs, losses = _columns(points[lowest:])
-    axes.fill_between(epochs, [points[lowest][1]] * len(epochs), losses, color=_COLOURS[_VALIDATION], alpha=0.18, lw=0)
-    axes.plot(*points[lowest], "o", color=_COLOURS[_VALIDATION], markersize=3.5, markeredgewidth=0)
-    if excess >= 0.5:
-        axes.annotate(f"+{excess:.0f} %", points[-1], xytext=(-1, 3), textcoords="offset points", ha="right",
-                      va="bottom", color=INK, fontsize=6.5)  # fmt: skip
+    colour = _COLOURS[_VALIDATION]
+    axes.fill_between(epochs, [points[lowest][1]] * len(epochs), losses, color=colour, alpha=alpha, lw=0)
+    axes.plot(*points[lowest], "o", color=colour, markersize=3.5, markeredgewidth=0)
+
+
+def _label_excess(axes: Axes, row: Replicates) -> None:
+    """By how much the validation loss ended above its lowest value, on average over seeds."""
+    found = [excess for run in row.runs if (excess := overfitting(run)) is not None]
+    if found and (mean := statistics.fmean(found)) >= _VISIBLE:
+        last = max(_points(run, _VALIDATION)[-1] for run in row.runs if _points(run, _VALIDATION))
+        axes.annotate(f"+{mean:.0f} %", last, xytext=(-1, 3), textcoords="offset points", ha="right", va="bottom",
+                      color=INK, fontsize=6.5)  # fmt: skip
 
 
 def _label_ends(axes: Axes, run: Run) -> None:

@@ -76,8 +76,9 @@ def drawn(picture: Picture) -> Drawn:
     """The same bytes for the same picture: no dates, ids made of names."""
     with matplotlib.rc_context(RC | {"svg.hashsalt": picture.name}):
         figure = Figure(figsize=picture.size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
         picture.draw(figure.add_subplot())
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the places just found hold for all formats
         pdf = _saved(figure, "pdf", {"CreationDate": None})
         png = _saved(figure, "png", {})
         svg = _saved(figure, "svg", {"Date": None}, transparent=True)

@@ -33,7 +33,7 @@ def which_run(group: Group, run: Run) -> str:
     row = next(row for row in group.rows if run in row.runs)
     place = from_best(group).index(row)
     words = in_words(row, group.keys)
-    stated = words if row.runs == (run,) or words == run.name else f"{words}; {run.name}"
+    stated = words if row.runs == (run,) or words == run.name else f"{words}; run {run.name}"
     if place == 0:
         return f"the best run by {headline(group)} ({stated})"
     return f"the best run by {headline(group)} of those that keep what it takes ({stated})"

@@ -71,7 +71,9 @@ def _plane(sample: Sample, group: Group) -> Picture:
         lines = np.stack([of_images, of_texts], axis=1)
         axes.add_collection(LineCollection(list(lines), colors=MUTED, linewidths=0.4, alpha=0.3, zorder=1))
         for side, number, marker, name in ((of_images, 0, "o", "images"), (of_texts, 1, "^", "captions")):
-            axes.scatter(*side.T, s=9, color=SERIES[number], marker=marker, lw=0, alpha=0.85, label=name, zorder=2)
+            axes.scatter(
+                side[:, 0], side[:, 1], s=9, color=SERIES[number], marker=marker, lw=0, alpha=0.85, label=name, zorder=2
+            )
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(f"first component, {100 * held[0]:.0f} % of the variance")

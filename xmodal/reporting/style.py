@@ -15,7 +15,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} |
     colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
 }
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {  # matplotlib types their names
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that pictures are the same everywhere
     "font.size": 7.5,
@@ -51,6 +51,8 @@ RC: dict[str, Any] = {
     "lines.markersize": 4,
     "figure.facecolor": PAPER,
     "figure.dpi": 72,
+    "figure.constrained_layout.w_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.02,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # publishers refuse Type 3
     "svg.fonttype": "none",
