@@ -182,6 +182,14 @@ def test_the_wheel_carries_every_file_of_conf(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_wheel_carries_the_page_of_reports(wheel: Path) -> None:
+    folder = REPOSITORY / "xmodal" / "reporting" / "templates"
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("xmodal/reporting/templates/")}
+    assert shipped == {f"xmodal/reporting/templates/{file.name}" for file in folder.iterdir()}
+    assert "xmodal/reporting/templates/report.html" in shipped
+
+
+@pytest.mark.slow
 def test_an_installed_wheel_composes_with_its_own_files(installed: Path, tmp_path: Path) -> None:
     code = (
         "from xmodal.config.sources import CONF_DIR; from xmodal.config.command_line import compose;"

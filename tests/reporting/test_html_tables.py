@@ -25,6 +25,12 @@ def test_nothing_is_drawn_where_there_is_no_scale():
     assert [row[2].bar for row in view(table(rows, kind="figures")).rows] == [None, None]
 
 
+def test_a_pivot_has_one_scale():
+    rows = [[word(str(i)), Cell("1", 1.0, 0.0, 2.0), Cell("9", 9.0, 8.0, 10.0)] for i in range(2)]
+    found = view(table(rows, kind="pivot"))
+    assert [entry.bar for entry in found.rows[0][1:]] == [Bar(0.0, 20.0, 10.0), Bar(80.0, 100.0, 90.0)]
+
+
 def test_settings_of_the_row_above_are_marked_up_to_the_first_that_differs():
     rows = [
         [word("lstm"), word("64"), Cell("1", 1.0)],

@@ -71,7 +71,7 @@ class View:
 def view(table: Table, said: Sequence[str] = ()) -> View:
     """The table without the notes that are said elsewhere."""
     columns = list(zip(*table.rows, strict=True))
-    scales = [_scale(cells) if _is_comparable(table) else None for cells in columns]
+    scales = _scales(table, columns)
     heads = tuple(_head(table, column, cells) for column, cells in zip(table.columns, columns, strict=True))
     rows = []
     above: Sequence[Cell] = ()
@@ -123,10 +123,16 @@ def _again(table: Table, row: Sequence[Cell], above: Sequence[Cell]) -> int:
     return count
 
 
-def _is_comparable(table: Table) -> bool:
-    """Whether there are several figures in a column, and of one kind: beside reference figures, recalls and their sum
-    have no scale in common."""
-    return table.kind != "reference" and len(table.rows) > 1
+def _scales(table: Table, columns: Sequence[Sequence[Cell]]) -> list[tuple[float, float] | None]:
+    """The lowest and the highest end of each column; of all together in a pivot, which holds one figure.
+
+    None for a single row, and beside reference figures, where recalls and their sum have no scale in common.
+    """
+    if table.kind == "reference" or len(table.rows) < 2:
+        return [None] * len(columns)
+    if table.kind == "pivot":
+        return [_scale([cell for cells in columns for cell in cells])] * len(columns)
+    return [_scale(cells) for cells in columns]
 
 
 def _scale(cells: Sequence[Cell]) -> tuple[float, float]:
