@@ -10,7 +10,7 @@ from xmodal.reporting.names import slug
 from xmodal.reporting.pictures import Picture, Plate
 from xmodal.reporting.ranking import from_best, in_words, values_in_words
 from xmodal.reporting.replicates import Figure, Replicates
-from xmodal.reporting.style import COLUMN, INK, MUTED, SERIES, apart, colour_of, marker_of
+from xmodal.reporting.style import COLUMN, GRID, INK, MUTED, SERIES, apart, colour_of, marker_of
 from xmodal.reporting.swept import heading, setting
 
 _CUTOFFS = ("R1", "R5", "R10")
@@ -199,7 +199,7 @@ def _of_one_row(group: Group, way: str) -> Picture:
 
 def _dots(axes: Axes, labels: Sequence[str], points: Sequence[Figure]) -> None:
     places = range(len(points))
-    axes.hlines(places, 0, 1, transform=axes.get_yaxis_transform(), color="#e3e6e9", lw=0.6, zorder=0)
+    axes.hlines(places, 0, 1, transform=axes.get_yaxis_transform(), color=GRID, lw=0.6, zorder=0)
     for place, point in zip(places, points, strict=True):
         if point.low is not None and point.high is not None:
             axes.plot([point.low, point.high], [place, place], color=SERIES[0], lw=1.1, alpha=0.55)
