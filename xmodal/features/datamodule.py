@@ -279,7 +279,10 @@ class PairDataModule(pl.LightningDataModule):
 
     def _epoch(self) -> int:
         """The epoch that comes next: right after resuming, ``current_epoch`` is still the one that was saved."""
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer is not None else 0
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return progress.processed
 
 
 class Pairs(Dataset[PairBatch]):
