@@ -421,7 +421,10 @@ def test_weights_are_pretrained_null_or_a_path_that_exists(tmp_path: Path) -> No
         ),
         (["monitor=val/loss"], "monitor=val/loss: less of it is better, and the highest wins."),
         (["monitor=val/t2i_R20"], "monitor=val/t2i_R20: no validation gives it."),
-        (["monitor=val/i2i_mAP"], "monitor=val/i2i_mAP: no validation gives it."),
+        (
+            ["monitor=val/i2i_mAP"],
+            "monitor=val/i2i_mAP: images are found by images, and texts by texts, where data.relevance=class alone.",
+        ),
         (["~data"], "data: a run needs one"),
         (["+loss.margine=3"], "takes no such parameter. Did you mean 'margin'?"),
         (["loss._target_=xmodal.losses.triplet.TripletLos"], "Did you mean 'TripletLoss'?"),

@@ -179,6 +179,18 @@ def test_an_exponential_average_can_begin_later() -> None:
     assert_average(copied(made), moving(later, names, 0.8, True)[-1], watch.steps[-1])
 
 
+def test_an_average_that_never_began_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    made, watch = model(), Watch()
+    fit(made, watch, equal(start_epoch=2), max_steps=2 * BATCHES)  # compatible epochs, but fewer steps
+    assert (
+        "callbacks.averaging.start_epoch=2: training ended in epoch 2, before any weights were averaged" in caplog.text
+    )
+    assert_same(copied(made), watch.steps[-1])
+    caplog.clear()
+    fit(model(), equal(start_epoch=2))
+    assert "averaged" not in caplog.text
+
+
 def test_accumulated_gradients_make_one_step() -> None:
     made, watch = model(), Watch()
     names = set(averaged_tensors(made))

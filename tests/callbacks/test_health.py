@@ -139,6 +139,22 @@ def test_overfitting_is_told(told):
     assert "Try: callbacks=early_stopping; model.image_tower.feature_dropout=0.2 (now 0)" in line
 
 
+def test_the_loss_of_accumulated_batches_is_not_divided():
+    health = TrainingHealth()
+    rows, _ = trained(model(TripletLoss()), datamodule(), health, epochs=1, accumulate_grad_batches=2)
+    [reading] = health.state_dict()["readings"]
+    assert reading["train_loss"] == pytest.approx(rows[0]["train/loss"], rel=1e-5)
+
+
+def test_embeddings_of_labels_have_room_for_few_directions(told):
+    """Three labels learned perfectly are three points: two directions, and nothing wrong."""
+    module, data, health = model(TripletLoss()), datamodule(), TrainingHealth(patience=3)
+    module.objective.relevance = "label"
+    module.objective.use_labels(data.items.labels)
+    trained(module, data, health, epochs=1)
+    assert health.state_dict()["readings"][0]["room"] == {"image": 2, "text": 2}
+
+
 def test_what_is_on_already_is_not_advised(told):
     module, data = model(TripletLoss(), lr=1e-2, dropout=0.5), datamodule(train=20, val=60, noise=0.2)
     stopping = EarlyStopping("val/rsum", mode="max", patience=1000)

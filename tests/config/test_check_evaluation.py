@@ -30,6 +30,18 @@ def test_good_cutoffs_pass_and_name_monitors():
     assert len(faults("callbacks.retrieval.ks=3")) == 1
 
 
+@pytest.mark.parametrize("callback", ["checkpoint", "health", "record", "resume"])
+def test_each_callback_monitors_what_there_is(callback):
+    [fault] = faults(f"callbacks.{callback}.monitor=val/i2t_R2")
+    assert fault.startswith(f"callbacks.{callback}.monitor=val/i2t_R2: no validation gives it. Did you mean")
+    assert faults(f"callbacks.{callback}.monitor=val/i2t_R1") == ()
+
+
+def test_a_search_within_one_side_needs_classes():
+    [fault] = [one for one in faults("monitor=val/i2i_mAP") if one.startswith("monitor=")]
+    assert "where data.relevance=class alone" in fault
+
+
 @pytest.mark.parametrize("resamples", [1, 5, FEWEST_RESAMPLES - 1])
 def test_training_and_evaluation_refuse_the_same_numbers_of_resamples(resamples):
     rule = f"must be a number of resamples, at least 40 for a 95 % interval, or 0 for none; found {resamples}."

@@ -91,7 +91,8 @@ def job(monkeypatch, tmp_path):
     """The second job of a multirun, in this process."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "XMODAL_JOB"):
         monkeypatch.delenv(name, raising=False)
-    swept = ["sweep=embedding_dim", "seed=1,2", "data.batch_size=8", "hydra.verbose=[xmodal]", "hydra.sweep.dir=/elsewhere"]
+    swept = ["sweep=embedding_dim", "seed=1,2", "data.batch_size=8", "hydra.verbose=[xmodal]"]
+    swept += ["hydra.sweep.dir=/elsewhere"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-name", "train", *swept])
     chosen = [
         "sweep=embedding_dim",

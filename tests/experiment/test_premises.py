@@ -94,6 +94,14 @@ def test_a_warm_up_that_the_run_does_not_see_the_end_of(config, caplog, values, 
     assert f"scheduler.warmup_steps={steps}: the run has {steps} optimizer steps" in caplog.text
 
 
+def test_a_warm_up_of_the_loss_that_outlasts_the_run(config, caplog):
+    for warmup, is_told in ((3, False), (4, True)):
+        settings = config(trainer__max_epochs=-1, trainer__max_steps=3)
+        OmegaConf.update(settings, "loss.warmup_steps", warmup, force_add=True)
+        check_premises(settings, items_of(), 1)
+        assert (f"loss.warmup_steps={warmup}: the run has 3 optimizer steps" in caplog.text) == is_told
+
+
 def test_a_run_without_end_sees_the_end_of_its_warm_up(config, caplog):
     settings = config(trainer__max_epochs=-1)
     OmegaConf.update(settings, "scheduler.warmup_steps", 9999, force_add=True)

@@ -42,6 +42,17 @@ def test_ctrl_c_leaves_with_130_and_says_how_to_go_on(stopped):
     assert checkpoint.read(last_of(experiment))["epoch"] == 1
 
 
+@pytest.mark.parametrize("order", ["data.group_by_length=true", "data.captions_together=2", "data.num_workers=1"])
+def test_resumed_run_goes_on_with_the_order_of_the_next_epoch(workshop, stop_after, order):
+    options = (order, "trainer.max_epochs=2")
+    name = order.partition("=")[0]
+    whole = workshop.run(f"whole-{name}", *options)
+    stopped, _, _ = workshop.interrupted(f"stopped-{name}", stop_after(epoch=0), *options)
+    resumed = workshop.run(f"resumed-{name}", *options, f"ckpt_path={last_of(stopped)}")
+    ends = [checkpoint.read(last_of(run.experiment))["state_dict"] for run in (resumed, whole)]
+    assert_same(*ends)
+
+
 def test_resumed_run_ends_where_an_uninterrupted_one_does(workshop, stopped, whole):
     resumed = workshop.run("resumed", *PLAIN, f"ckpt_path={last_of(stopped[0])}")
     assert resumed.experiment.trainer.global_step == whole.experiment.trainer.global_step == 16

@@ -143,7 +143,14 @@ class AveragedWeights(pl.Callback):
             self._hide(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The model that training leaves is the average."""
+        """The model that training leaves is the average; where none was begun, that is said."""
+        if self._count == 0 and trainer.is_global_zero:
+            log.warning(
+                "callbacks.averaging.start_epoch=%s: training ended in epoch %d, before any weights were averaged. "
+                "The model is as training left it.",
+                self._start_epoch,
+                trainer.current_epoch,
+            )
         self._show(pl_module)
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ class TrainingHealth(pl.Callback):
             StopIteration: there is none, and training is to stop. It ends the epoch without its validation, which
                 would refuse embeddings that are no numbers.
         """
-        loss = outputs["loss"].detach()
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # by which Lightning has divided it
         self._losses = loss if self._losses is None else self._losses + loss
         self._steps += 1
         often = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # each look waits for the GPU
@@ -125,8 +125,11 @@ class TrainingHealth(pl.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         figures |= active_shares(pl_module, split, self.sample_size, datamodule.batch_size)
         self._chance, self._gallery = random_order(split, datamodule.labels, self._way)
+        labels = pl_module.objective.labels if pl_module.objective.relevance == "label" else None
+        most = math.inf if labels is None else int(labels.max())  # C points, one for each label, differ in C − 1
         self._room = {
-            side: min(len(rows) - 1, rows.shape[1]) for side, rows in (("image", split.image), ("text", split.text))
+            side: int(min(len(rows) - 1, rows.shape[1], most))
+            for side, rows in (("image", split.image), ("text", split.text))
         }
         pl_module.log_dict({f"val/{name}": value for name, value in figures.items()}, batch_size=1, sync_dist=True)
 

@@ -148,11 +148,24 @@ def _never_validated(cfg: DictConfig) -> list[str]:
 
 def _unknown_monitor(cfg: DictConfig) -> list[str]:
     """Best epoch, early stopping and scheduler go by a figure of validation of which more is better."""
-    monitor, known = value_of(cfg, "monitor"), monitors(cfg)
-    if not isinstance(monitor, str) or monitor in known:
-        return []
-    reason = "less of it is better, and the highest wins" if monitor in LESS_IS_BETTER else "no validation gives it"
-    return [f"monitor={monitor}: {reason}.{did_you_mean(monitor, known)} Choices: {', '.join(known)}."]
+    known = monitors(cfg)
+    named = {"monitor": value_of(cfg, "monitor")}
+    for callback in ("checkpoint", "early_stopping", "health", "record", "resume"):
+        own = value_of(cfg, f"callbacks.{callback}.monitor")
+        named |= {f"callbacks.{callback}.monitor": own} if own != named["monitor"] else {}
+    return [
+        f"{key}={monitor}: {_why_not(monitor)}.{did_you_mean(monitor, known)} Choices: {', '.join(known)}."
+        for key, monitor in named.items()
+        if isinstance(monitor, str) and monitor not in known
+    ]
+
+
+def _why_not(monitor: str) -> str:
+    if monitor in LESS_IS_BETTER:
+        return "less of it is better, and the highest wins"
+    if monitor.startswith(("val/i2i_", "val/t2t_")):
+        return "images are found by images, and texts by texts, where data.relevance=class alone"
+    return "no validation gives it"
 
 
 def _unknown_optimized_metric(cfg: DictConfig) -> list[str]:

@@ -81,6 +81,14 @@ def _warn_of_statistics(cfg: DictConfig, processes: int) -> None:
 
 def _warn_of_warmup(cfg: DictConfig, items: Items, processes: int) -> None:
     warmup, steps = value_of(cfg, "scheduler.warmup_steps") or 0, _most_steps(cfg, items, processes)
+    of_loss = value_of(cfg, "loss.warmup_steps") or 0
+    if of_loss > steps:
+        log.warning(
+            "loss.warmup_steps=%d: the run has %d optimizer steps, so that it ends before the hardest negatives alone "
+            "count. Lower it.",
+            of_loss,
+            steps,
+        )
     if warmup >= 1 and warmup >= steps:
         log.warning(
             "scheduler.warmup_steps=%d: the run has %d optimizer steps, so that it ends before the learning rate is "

@@ -22,7 +22,12 @@ from xmodal.tracking.columns import flat_config
 log = logging.getLogger(__name__)
 
 _LAYERS = ("image_encoder.trainable_layers", "text_encoder.trainable_layers")  # 0 in runs of earlier versions
-_UNKNOWN_BEFORE = {"element_dropout": 0.0, "residual": False, "batch_norm": False}  # in models of earlier versions
+_UNKNOWN_BEFORE = {  # in models of earlier versions
+    "element_dropout": 0.0,
+    "residual": False,
+    "batch_norm": False,
+    "init": "default",
+}
 _HARM = {
     "image": "its frozen layers would give other vectors than the trained ones have learned from",
     "text": "what was learned of a word would go to another one",

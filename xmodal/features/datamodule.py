@@ -273,10 +273,16 @@ class PairDataModule(pl.LightningDataModule):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available() and (self._device is None or self._device.type == "cpu"),
             persistent_workers=self.num_workers > 0,
+            # workers are seeded once in a run, and once more where it is resumed: not from what masks are drawn from
+            generator=torch.Generator().manual_seed(self.seed) if self.num_workers else None,
         )
 
     def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer is not None else 0
+        """The epoch that comes next: right after resuming, ``current_epoch`` is still the one that was saved."""
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return progress.processed
 
 
 class Pairs(Dataset[PairBatch]):

@@ -124,8 +124,12 @@ class DualEncoder(pl.LightningModule):
         """Those with a rate and a first epoch of their own."""
         return [tail for tail in self.tails if not learns_with_heads(tail)]
 
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Behind what the loader draws for itself, which a resumed run does at another time."""
+        if batch_idx == 0:
+            draw_apart(self.objective.seed, self.current_epoch)
+
     def on_train_epoch_start(self) -> None:
-        draw_apart(self.objective.seed, self.current_epoch)
         for tail in self._pretrained_tails:
             tail.requires_grad_(self._tails_are_trained()).train(self._tails_are_trained())
 
