@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from xmodal.data.items import Caption, ImageItem, Items
-from xmodal.errors import ConfigError, DataError
+from xmodal.errors import ConfigError, DataError, WeightsError
 from xmodal.experiment.features import features_of, load_dataset
 from xmodal.experiment.parts import build_parts
 from xmodal.experiment.run import build_datamodule
@@ -97,3 +98,13 @@ def test_stored_text_features_are_those_in_memory(workshop):
         rows[store] = features_of(cfg, parts, load_dataset(cfg, parts), ["text"])["text"]
     np.testing.assert_array_equal(rows["true"].vectors(), rows["false"].vectors())
     np.testing.assert_array_equal(rows["true"].offsets, rows["false"].offsets)
+
+
+def test_weights_of_both_encoders_are_looked_at_before_either_encodes(workshop, tmp_path):
+    torch.save({"not": torch.zeros(1)}, tmp_path / "other.pth")
+    weights = f"image_encoder.weights={tmp_path / 'other.pth'}"
+    cfg = workshop.compose("features", "image_encoder=vgg", weights, f"paths.features_dir={tmp_path / 'features'}")
+    parts = build_parts(cfg)
+    with pytest.raises(WeightsError, match=r"other\.pth"):
+        features_of(cfg, parts, load_dataset(cfg, parts), ["text", "image"])
+    assert not list(tmp_path.rglob("*.h5*"))

@@ -89,7 +89,8 @@ def made_features(
     cfg: DictConfig, parts: Parts, dataset: Dataset, modalities: Sequence[str] = ("image", "text")
 ) -> dict[str, FeatureSource | Path]:
     """The same, before anything that is stored is read: its file."""
-    return {modality: _made(cfg, _work(cfg, parts, dataset, modality)) for modality in modalities}
+    works = {modality: _work(cfg, parts, dataset, modality) for modality in modalities}  # all weights before long work
+    return {modality: _made(cfg, work) for modality, work in works.items()}
 
 
 @dataclass(frozen=True)
