@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xmodal.config.check import check
 from xmodal.config.command_line import compose
+from xmodal.data.karpathy import KarpathyData
+from xmodal.data.table import TableData
 from xmodal.experiment.embedded_run import constructed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -283,3 +286,24 @@ def test_zero_shot_line_runs(line, tmp_path, monkeypatch, capsys):
     assert "zero-shot" in capsys.readouterr().out
     assert "rsum" in Path("figures.json").read_text()
     assert [path.name for path in tmp_path.glob("*.npz")] == ["zero_shot.scenes.evaluation_test_gallery_all.npz"]
+
+
+def block_of(kind: str) -> str:
+    """The only block of the README that is marked as of this kind."""
+    (found,) = re.findall(rf"^```{kind}\n(.*?)^```", TEXT, flags=re.M | re.S)
+    return found
+
+
+def test_files_of_captions_are_read_as_they_stand(tmp_path: Path):
+    (tmp_path / "pairs.csv").write_text(block_of("csv"), encoding="utf-8")
+    (tmp_path / "dataset.json").write_text(block_of("json"), encoding="utf-8")
+    for photo in ("photos/001.jpg", "photos/002.jpg", "images/001.jpg", "images/002.jpg"):
+        (tmp_path / photo).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / photo)
+    table = TableData("mine", file=str(tmp_path / "pairs.csv")).load()
+    assert [(len(table.image_rows(split)), len(table.caption_rows(split))) for split in ("train", "val")] == [
+        (1, 2),
+        (1, 1),
+    ]
+    entries = KarpathyData("mine", root=tmp_path).load()
+    assert [caption.text for caption in entries.captions] == [table.captions[0].text, table.captions[2].text]
