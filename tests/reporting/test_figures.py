@@ -57,6 +57,17 @@ def test_recall_against_sizes_is_what_was_measured(grid, make_run):
     assert {text.get_text() for text in axes.texts} == {"mean", "sum"}
 
 
+def test_a_series_has_one_colour_in_both_directions(make_run):
+    ways = ("sum", "mean", "max", "gpo")
+    for i, (size, way) in enumerate((size, way) for size in (64, 128) for way in ways):
+        make_run(f"{size}-{way}", {"embedding_dim": size, "text_aggregator": way}, 0.1, draw=i)
+    forth, back = map(axes_of, plates(make_run.root)["recall"].pictures)
+    colours = [{text.get_text(): text.get_color() for text in axes.texts} for axes in (forth, back)]
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == len(ways)
+    assert list(colours[0]) != list(colours[1])  # the best series of one direction is not that of the other
+
+
 def test_bars_are_the_intervals(grid, make_run):
     axes = axes_of(plates(make_run.root)["recall"].pictures[0])
     drawn_ends = {tuple(np.round(path[:, 1], 6)) for bars in axes.collections for path in bars.get_segments()}

@@ -48,6 +48,14 @@ def test_what_makes_no_difference_is_no_better(grid):
     assert "not significantly better than 1 of the other 3: sum, 128 (" in said(grid)["Best of 4", "Image → text"]
 
 
+def test_where_nothing_differs_all_others_are_tied(make_run):
+    for size in (64, 128, 256, 512):
+        make_run(f"{size}", {"embedding_dim": size}, 0.1, draw=1)
+    assert "not significantly better than any of the other 3: 128 (" in said(make_run.root)["Best of 4", "Image → text"]
+    shutil.rmtree(make_run.root / "512")
+    assert "not significantly better than either of the other 2: " in said(make_run.root)["Best of 3", "Image → text"]
+
+
 def test_what_was_compared(grid):
     assert compared(group(grid)) == "4 runs: 2 text aggregators (mean, sum) × 2 embedding sizes (64, 128)."
 

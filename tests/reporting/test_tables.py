@@ -103,7 +103,7 @@ def test_one_factor_at_a_time_around_a_base(make_run):
     assert differences == {None, *(rsum[i] - rsum[0] for i in (1, 2, 3))}
     assert column(table, "p")[3].value < 0.001
     assert column(table, "rsum_difference")[3].text.startswith("−")
-    assert any(note.startswith("1 further rows differ from the base in more than one setting") for note in table.notes)
+    assert any(note.startswith("1 further row differs from the base in more than one setting") for note in table.notes)
 
 
 def test_a_full_grid_has_no_base(sweep):

@@ -29,7 +29,7 @@ def ablation_tables(group: Group) -> Iterator[Table]:
     notes = [
         INTERVALS_NOTE,
         f"p: two-sided paired randomisation test of rsum against the base ({SWAPS:,} swaps), each by itself.",
-        *([f"{others} further rows differ from the base in more than one setting."] if others else []),
+        *([_and_further(others)] if others else []),
         *group.notes,
     ]
     name, title = f"{slug(group.title)}_ablation", f"One factor at a time, from {base.name}"
@@ -55,6 +55,11 @@ def differing(one: Replicates, other: Replicates, keys: Sequence[str]) -> list[s
         if any(key in config for config in configs) and len({_text(row, key) for row in (one, other)}) > 1
     ]
     return [key for key in found if not any(key.startswith(f"{above}.") for above in found)]
+
+
+def _and_further(rows: int) -> str:
+    differ = "1 further row differs" if rows == 1 else f"{rows} further rows differ"
+    return f"{differ} from the base in more than one setting."
 
 
 def _change(base: Replicates, row: Replicates, key: str) -> str:

@@ -147,7 +147,8 @@ def _verdict(outcome: Contest, labels: Sequence[str], values: Sequence[float | N
     listed = "; ".join(tied[:_MOST_NAMED]) + (f"; and {len(tied) - _MOST_NAMED} more" * (len(tied) > _MOST_NAMED))
     if len(others) == 1:
         return f"not significantly better than {listed}"
-    return f"not significantly better than {len(tied)} of the other {len(others)}: {listed}"
+    counted = str(len(tied)) if len(tied) < len(others) else "either" if len(others) == 2 else "any"
+    return f"not significantly better than {counted} of the other {len(others)}: {listed}"
 
 
 def _won(others: Sequence[str], p: float) -> str:

@@ -105,7 +105,8 @@ def _series(group: Group, key: str, figure: str) -> list[_Series]:
 
 def _against(group: Group, key: str, way: str, figure: str) -> Picture:
     series = _series(group, key, f"{way}_{figure}")
-    order = {one.words: i for i, one in enumerate(_series(group, key, f"{way}_R1"))}  # one colour at all cut-offs
+    best_first = _series(group, key, f"{group.directions[0]}_R1")
+    order = {one.words: i for i, one in enumerate(best_first)}  # one colour at all cut-offs, in all directions
     others = [other for other in group.keys if other != key]
 
     def draw(axes: Axes) -> None:
