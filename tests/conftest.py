@@ -62,7 +62,13 @@ finally:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests go first: each runs in one process, and none shall be left for the end alone."""
+    """Files with the most slow tests go first: each runs in one process, and none shall be left for the end alone.
+
+    Notebooks are slow, and have no other place to say so.
+    """
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

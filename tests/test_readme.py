@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_python_block_evaluates_embeddings(made):
     names = dict(made.given)
     exec(block, names)
     assert names["result"].ranks["t2i"].shape == (8,)
-    assert len(python_blocks()) == 3
+    assert len(python_blocks()) == 4
 
 
 @pytest.mark.slow
@@ -307,3 +308,23 @@ def test_files_of_captions_are_read_as_they_stand(tmp_path: Path):
     ]
     entries = KarpathyData("mine", root=tmp_path).load()
     assert [caption.text for caption in entries.captions] == [table.captions[0].text, table.captions[2].text]
+
+
+@pytest.mark.slow
+def test_parts_of_one_s_own_are_trained(tmp_path: Path):
+    [line] = [line for line in TEXT.splitlines() if line.startswith("PYTHONPATH=. python train.py")]
+    [parts] = [block for block in python_blocks() if block.startswith("# my_parts.py")]
+    (tmp_path / "my_parts.py").write_text(parts, encoding="utf-8")
+    for block in re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.M | re.S):
+        path = tmp_path / block.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True)
+        path.write_text(block, encoding="utf-8")
+    words = shlex.split(line)[2:]
+    words[0] = str(ROOT / words[0])
+    few = [*FEW_SCENES, "data.image_size=64", "image_encoder=timm", "image_encoder.model=resnet10t", "logger=none"]
+    given = [sys.executable, *words, *few, "trainer.max_epochs=1", f"paths.output_dir={tmp_path}"]
+    done = subprocess.run(given, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [config] = (tmp_path / "runs").glob("*/*/config.yaml")
+    assert "_target_: my_parts.LiftedLoss\n  scale: 8" in config.read_text()
+    assert "_target_: my_parts.MedianAggregator" in config.read_text()

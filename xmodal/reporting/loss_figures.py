@@ -70,7 +70,7 @@ def _picture(group: Group, row: Replicates, number: int, limits: tuple[float, fl
         axes.set_ylim(*limits)
         _label_ends(axes, row.runs[0])
         _label_excess(axes, row)
-        axes.set_title("\n".join(_lines(words)), fontsize=7)
+        axes.set_title("\n".join(_lines(words)), fontsize=6.5)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
@@ -79,7 +79,7 @@ def _picture(group: Group, row: Replicates, number: int, limits: tuple[float, fl
     return Picture(f"{slug(group.title)}_losses_{number:02}", f"Loss by epoch, {words}", draw, _SIZE)
 
 
-def _lines(words: str, width: int = 38) -> list[str]:
+def _lines(words: str, width: int = 28) -> list[str]:
     """Broken between settings."""
     lines = [""]
     for part in words.split(", "):

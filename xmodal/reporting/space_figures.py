@@ -50,14 +50,14 @@ def _about_matrix(sample: Sample) -> str:
     first = int((small.argmax(axis=1) == np.arange(len(small))).sum())
     return (
         f"Right: {sample.similarity} similarity of {len(small)} images (rows) with one caption of each (columns), in "
-        f"the order of the first component; matches lie on the diagonal: {np.diag(small).mean():.2f} on average, "
+        f"the order of the first component; matches lie on the diagonal: {np.diag(small).mean():z.2f} on average, "
         f"{_elsewhere(small)} elsewhere. For {first} of {len(small)} images the match is the greatest in its row."
     )
 
 
 def _elsewhere(matrix: np.ndarray) -> str:
     others = matrix[~np.eye(len(matrix), dtype=bool)]
-    return f"{others.mean():.2f}" if len(others) else "nothing"
+    return f"{others.mean():z.2f}" if len(others) else "nothing"
 
 
 def _plane(sample: Sample, group: Group) -> Picture:
