@@ -33,4 +33,11 @@ def frame_of(runs: Sequence[Run]) -> "DataFrame":
 
 def _row(run: Run, keys: Sequence[str]) -> dict[str, Any]:
     settings = {key: setting(run, key) for key in keys if key in run.config}
-    return {"status": run.status, "data": run.data_name, "split": run.split, "seed": run.seed, **settings, **run.metrics}
+    return {
+        "status": run.status,
+        "data": run.data_name,
+        "split": run.split,
+        "seed": run.seed,
+        **settings,
+        **run.metrics,
+    }
