@@ -83,7 +83,7 @@ def _pivot(
     ]
     short = f"{_of(figure.split('_')[0])}_{figure.split('_')[1]}" if "_" in figure else figure
     name = f"{slug(group.title)}_pivot_{slug(down)}_{slug(across)}_{short}" + (f"_{slug(words)}" if words else "")
-    notes = [*notes_on(list(cells.values())), *group.notes]
+    notes = [*notes_on(list(cells.values()), one_figure=True), *group.notes]
     if parts > _MOST_PIVOTS:
         notes.append(f"The other settings have {parts} values; the first {_MOST_PIVOTS} have such tables.")
     full = f"{title}: {heading(down)} × {heading(across)}" + (f", {words}" if words else "")

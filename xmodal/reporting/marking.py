@@ -9,10 +9,10 @@ from xmodal.reporting.table import NOTHING, Cell
 
 DIGITS = {"loss": 3, "medR": 1}
 
-MARKS_NOTE = (
-    "Bold: the best, significantly better than every other row. †: the best, or not significantly worse than it. "
-    f"Paired randomisation tests of the best against each other row: {SWAPS:,} swaps of the query images, two-sided, "
-    "5 % after Holm's correction over the column."
+_MARKS_NOTE = (
+    "Bold: the best, significantly better than every other {one}. †: the best, or not significantly worse than it. "
+    f"Paired randomisation tests of the best against each other {{one}}: {SWAPS:,} swaps of the query images, "
+    "two-sided, 5 % after Holm's correction over the {all}."
 )
 INTERVALS_NOTE = "[low, high]: 95 % interval, query images resampled with all their captions."
 SEEDS_NOTE = (
@@ -46,9 +46,11 @@ def loss_column(rows: Sequence[Replicates], name: str) -> list[Cell]:
     return [cell(row.loss(name), DIGITS["loss"]) for row in rows]
 
 
-def notes_on(cells: Sequence[Cell]) -> list[str]:
-    """What the marks, intervals and deviations among the cells mean."""
-    notes = [MARKS_NOTE] if any(one.is_best or one.is_tied for one in cells) else []
+def notes_on(cells: Sequence[Cell], one_figure: bool = False) -> list[str]:
+    """What the marks, intervals and deviations among the cells mean; ``one_figure``: all cells were compared, not the
+    rows of each column."""
+    said = _MARKS_NOTE.format(one="cell", all="table") if one_figure else _MARKS_NOTE.format(one="row", all="column")
+    notes = [said] if any(one.is_best or one.is_tied for one in cells) else []
     notes += [INTERVALS_NOTE] if any(one.low is not None for one in cells) else []
     notes += [SEEDS_NOTE] if any(one.sd is not None for one in cells) else []
     return notes
