@@ -86,6 +86,7 @@ def shortened(line: str) -> tuple[str, ...]:
     words = [word for word in shlex.split(line)[1:] if word != "debug=fast"]
     short = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"] if "debug=overfit" in line else ["debug=fast"]
     few = ["embedding_dim=256,4096", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
+    words = [word for word in words if not (few and word.startswith("text_aggregator="))]
     return *words, *short, *few, *([] if "data=" in line else FEW_SCENES)
 
 
@@ -328,3 +329,11 @@ def test_parts_of_one_s_own_are_trained(tmp_path: Path):
     [config] = (tmp_path / "runs").glob("*/*/config.yaml")
     assert "_target_: my_parts.LiftedLoss\n  scale: 8" in config.read_text()
     assert "_target_: my_parts.MedianAggregator" in config.read_text()
+
+
+def test_tables_of_reports_are_copied_to_the_letter():
+    copied = re.findall(r"^<!-- (results/\S+\.md) -->\n((?:\|.+\n)+)", TEXT, flags=re.M)
+    assert len(copied) == TEXT.count("<!-- results/") >= 2
+    for path, block in copied:
+        written = (ROOT / path).read_text(encoding="utf-8")
+        assert block == "".join(re.findall(r"^\|.*\n", written, flags=re.M)), path
