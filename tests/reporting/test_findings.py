@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from xmodal.reporting.findings import balanced, compared, findings, p_in_words
+from xmodal.reporting.balance import balance_of
+from xmodal.reporting.findings import compared, findings, p_in_words
 from xmodal.reporting.groups import groups_of
 from xmodal.reporting.ranking import best_with, from_best, which_run
 from xmodal.reporting.runs import find_runs
@@ -62,12 +63,28 @@ def test_what_was_compared(grid):
 
 def test_only_settings_that_every_value_was_run_with_are_averaged(grid, make_run):
     make_run("sum-256", {"embedding_dim": 256, "text_aggregator": "sum"}, 0.9, draw=1, images=200)
-    rows = balanced(group(grid), "text_aggregator")
-    assert {value: [row.name for row in found] for value, found in rows.items()} == {
+    balance = balance_of(group(grid), "text_aggregator")
+    assert {value: [row.name for row in found] for value, found in balance.values.items()} == {
         "mean": ["mean-64", "mean-128"],
         "sum": ["sum-64", "sum-128"],
     }
-    assert balanced(group(grid), "embedding_dim") == {}  # 256 was run with sum alone
+    assert balance.scope == "mean over 2 values of embedding size; without 256, not run with every text aggregator"
+    assert balance_of(group(grid), "embedding_dim") is None  # 256 was run with sum alone
+
+
+def test_a_failed_seed_gives_no_row_more_weight(make_run):
+    """sum is better at 64 and worse at 1024; two seeds of its bad row failed, and two of mean's good row."""
+    skills = {("sum", 64): 0.5, ("sum", 1024): 0.1, ("mean", 64): 0.1, ("mean", 1024): 0.5}
+    for (way, size), skill in skills.items():
+        for seed in (1, 2, 3) if skill == (0.5 if way == "sum" else 0.1) else (1,):
+            settings = {"embedding_dim": size, "text_aggregator": way}
+            make_run(f"{way}-{size}-{seed}", settings, skill, seed=seed, draw=seed, images=200)
+    balance = balance_of(group(make_run.root), "text_aggregator")
+    assert {len(row.runs) for rows in balance.values.values() for row in rows} == {1}
+    assert balance.scope == "mean over 2 values of embedding size; 1 of 3 seeds, those that all have"
+    one, other = (row.figure("t2i_R1").value for row in balance.pooled())
+    assert abs(one - other) < 1e-9
+    assert "not significantly better" in said(make_run.root)["Text aggregator", "Text → image"]
 
 
 def test_runs_without_queries_are_not_tested(make_run):

@@ -34,6 +34,7 @@ def test_names_of_the_tables_of_a_grid(sweep):
         expected += [f"made-up-test_{way}_{rest}" for rest in ("all", "text-aggregator-lstm", "text-aggregator-sum")]
     pivot = "made-up-test_pivot_embedding_dim_text_aggregator"
     expected += [f"{pivot}_{figure}" for figure in ("image-to-text_R1", "text-to-image_R1", "rsum")]
+    expected += [f"made-up-test_pairs_{key}" for key in ("text_aggregator", "embedding_dim")]
     assert names == [*expected, "origin", "commands", "settings"]
 
 
@@ -185,3 +186,23 @@ def test_all_figures_of_all_runs_in_full_precision(sweep, tmp_path):
     metrics = json.loads((sweep.root / "0" / "metrics.json").read_text())
     assert {name: float(rows[0][name]) for name in metrics} == metrics
     assert (rows[0]["embedding_dim"], rows[0]["text_aggregator"], rows[4]["test/rsum"]) == ("64", "sum", "")
+
+
+def test_a_median_over_seeds_has_no_interval_and_no_mark(make_run):
+    for way, skill in (("sum", 0.4), ("mean", 0.1)):
+        for seed in (1, 2, 3):
+            make_run(f"{way}-{seed}", {"text_aggregator": way}, skill, seed=seed, draw=seed, images=200)
+    table = by_name(make_run)["made-up-test_text-to-image_all"]
+    places = {column.name: i for i, column in enumerate(table.columns)}
+    medians = [row[places["medR"]] for row in table.rows]
+    assert [(cell.low, cell.is_best, cell.is_tied) for cell in medians] == [(None, False, False)] * 2
+    assert all(cell.sd is not None for cell in medians)
+    assert any(row[places["R1"]].is_best for row in table.rows)
+    assert any("a medR over seeds is the mean of theirs" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(("split", "said"), [("val", True), ("test", False)])
+def test_what_was_chosen_on_the_reported_split_is_said_to_be(make_run, split, said):
+    make_run("one", split=split)
+    [table] = [table for name, table in by_name(make_run).items() if name.endswith("image-to-text_all")]
+    assert any("chosen on this split" in note for note in table.notes) == said

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from xmodal.reporting.balance import balance_of
 from xmodal.reporting.groups import DIRECTIONS, Group
 from xmodal.reporting.loss_figures import overfitting
 from xmodal.reporting.ranking import from_best, headline, values_in_words
@@ -96,29 +97,12 @@ def _best_row(group: Group) -> Topic:
 def _best_value(group: Group, key: str) -> Topic:
     """Which value of a setting is best, over all values of the others that every value of it was run with."""
     title = heading(key)[:1].upper() + heading(key)[1:]
-    columns = balanced(group, key)
-    if not columns:
+    balance = balance_of(group, key)
+    if balance is None:
         return Topic(title, "", ())
-    rows = [Replicates(tuple(run for row in found for run in row.runs)) for found in columns.values()]
-    ways = [f"{way}_R1" for way in group.directions]
-    said = tuple(sentence for figure in ways if (sentence := _sentence(rows, list(columns), figure)))
-    others = [heading(other) for other in group.keys if other != key]
-    return Topic(title, f"mean over {len(next(iter(columns.values())))} values of {' × '.join(others)}", said)
-
-
-def balanced(group: Group, key: str) -> dict[str, list[Replicates]]:
-    """The rows of each value of a setting, with the same settings of all others; empty unless two or more of both."""
-    others = [other for other in group.keys if other != key]
-    stating = [row for row in group.rows if all(one in row.runs[0].config for one in group.keys)]
-    stating.sort(key=lambda row: sortable(setting(row.runs[0], key)))
-    found: dict[str, dict[tuple[str, ...], Replicates]] = {}
-    for row in stating:
-        rest = tuple(shown(setting(row.runs[0], other)) for other in others)
-        found.setdefault(shown(setting(row.runs[0], key)), {})[rest] = row
-    common = [rest for rest in next(iter(found.values()), {}) if all(rest in rows for rows in found.values())]
-    if not 2 <= len(found) <= _MOST_VALUES or len(common) < 2:
-        return {}
-    return {value: [rows[rest] for rest in common] for value, rows in found.items()}
+    rows, ways = balance.pooled(), [f"{way}_R1" for way in group.directions]
+    said = tuple(sentence for figure in ways if (sentence := _sentence(rows, list(balance.values), figure)))
+    return Topic(title, balance.scope, said)
 
 
 def _sentence(rows: Sequence[Replicates], names: Sequence[str], figure: str) -> Sentence | None:

@@ -14,6 +14,7 @@ _SYMBOLS = {
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "→": r"$\rightarrow$", "↔": r"$\leftrightarrow$", "×": r"$\times$",
     "±": r"$\pm$", "−": r"$-$", "–": "--", "—": "---", "†": r"$^\dagger$", "Δ": r"$\Delta$", "≥": r"$\geq$",
     "≤": r"$\leq$", "∞": r"$\infty$", "…": r"\dots{}", "“": "``", "”": "''", "’": "'", "·": r"$\cdot$",
+    "[": "{[}", "*": "{*}",  # at the start of a row they would be read as its option
 }  # fmt: skip
 _PREAMBLE = (
     "% \\usepackage{booktabs,graphicx}, \\usepackage[T1]{fontenc}; \\input this file where the table is to stand."

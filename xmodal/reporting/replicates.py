@@ -73,6 +73,8 @@ class Replicates:
             low, high = (self.runs[0].figure(f"{name}_{end}") for end in ("low", "high"))
             if low is not None and high is not None:
                 return low, high
+        elif name.endswith("medR"):
+            return None, None  # that of the joined queries is of their median, not of the mean of medians
         return self._resampled.get(name, (None, None))
 
     @cached_property

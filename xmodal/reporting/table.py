@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# figures: runs with their figures; pivot, ablation, reference; runs: those without figures; provenance: where runs
-# come from, and how their settings differ
-Kind = Literal["figures", "pivot", "ablation", "reference", "runs", "provenance"]
+# figures: runs with their figures; pivot; pairs: of the values of a setting; ablation; reference; runs: those without
+# figures; provenance: where runs come from, and how their settings differ
+Kind = Literal["figures", "pivot", "pairs", "ablation", "reference", "runs", "provenance"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from xmodal.reporting.groups import groups_of
 from xmodal.reporting.latex import as_latex
 from xmodal.reporting.markdown import as_markdown
 from xmodal.reporting.names import with_unique_names
+from xmodal.reporting.pairs import pair_tables
 from xmodal.reporting.plain import as_csv
 from xmodal.reporting.provenance_tables import provenance_tables
 from xmodal.reporting.references import reference_tables
@@ -21,7 +22,7 @@ from xmodal.reporting.table import Cell, Column, Table
 
 __all__ = ["Cell", "Column", "Table", "tables_of", "write_tables"]
 
-_OF_A_PAPER = ("figures", "pivot", "ablation", "reference")
+_OF_A_PAPER = ("figures", "pivot", "pairs", "ablation", "reference")
 
 
 def tables_of(runs: Sequence[Run]) -> list[Table]:
@@ -57,6 +58,7 @@ def _all(runs: Sequence[Run]) -> Iterator[Table]:
     for group in groups_of(runs):
         yield from figure_tables(group)
         yield from pivot_tables(group)
+        yield from pair_tables(group)
         yield from ablation_tables(group)
         yield from reference_tables(group)
     yield from provenance_tables(runs)
