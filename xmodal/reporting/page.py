@@ -24,6 +24,7 @@ from xmodal.reporting.thumbnails import Thumbnails
 
 _MOST_PIVOTS_AT_ONCE = 3
 _MOST_REFERENCES_AT_ONCE = 16  # figures
+_MOST_PAIRS_AT_ONCE = 12
 _MOST_ROWS_AT_ONCE = 8  # of provenance
 
 
@@ -156,6 +157,7 @@ def _at_once(tables: Sequence[Table]) -> Iterator[Table]:
         is_shown = {
             "figures": table.title in DIRECTIONS.values(),
             "pivot": pivots <= _MOST_PIVOTS_AT_ONCE,
+            "pairs": len(table.rows) <= _MOST_PAIRS_AT_ONCE,
             "reference": len(table.rows) <= _MOST_REFERENCES_AT_ONCE,
         }
         if is_shown.get(table.kind, True):
