@@ -41,7 +41,7 @@ LARGE_LIBRARIES = (
 
 # Makes the forked process what `python script arguments` or `python -m module arguments` would have made.
 BECOME = """
-import atexit, multiprocessing, os, runpy, sys
+import atexit, multiprocessing, os, runpy, sys, threading
 for number, path in enumerate(outputs, start=1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 os.environ.clear()
@@ -56,7 +56,8 @@ try:
         sys.argv = words
         sys.path.insert(0, os.path.dirname(words[0]))
         runpy.run_path(words[0], run_name="__main__")
-finally:
+finally:  # in the order in which Python ends a program
+    threading._shutdown()
     atexit._run_exitfuncs()
 """
 
@@ -110,14 +111,16 @@ class Program:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Program]:
     """Start ``python WORDS`` (a script with its arguments, or ``-m`` with a module's) in a folder.
 
-    ``environment`` is put on top of this process's. What is read from it while a large library is imported, and what
-    Python itself reads, has no effect any more: a test that needs it runs ``sys.executable``.
+    ``environment`` is put on top of this process's; None takes a variable out. What is read from it while a large
+    library is imported, and what Python itself reads, has no effect any more: a test that needs it runs
+    ``sys.executable``.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(LARGE_LIBRARIES))
 
-    def begin(words: Sequence[str], folder: Path, **environment: str) -> Program:
-        return Program(server, words, folder, os.environ | environment, tmp_path_factory.mktemp("program"))
+    def begin(words: Sequence[str], folder: Path, **environment: str | None) -> Program:
+        given = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+        return Program(server, words, folder, given, tmp_path_factory.mktemp("program"))
 
     return begin
 

@@ -38,7 +38,7 @@ def test_every_job_of_every_sweep_composes(sweep: str):
 
 
 def test_every_job_is_checked():
-    found = faults("-m", "sweep=embedding_dim", "matryoshka=[300]")
+    found = faults("-m", "sweep=embedding_dim", "text_aggregator=sum", "matryoshka=[300]")
     assert len(found) == 1
     assert "matryoshka=[300]: expected whole numbers from 1 to 255, smaller than embedding_dim=256" in found[0]
 
@@ -47,7 +47,7 @@ def test_a_sweep_without_multirun_says_so():
     assert faults("sweep=losses") == ["sweep=losses: a sweep is several runs: add -m."]
     check_command_line(["sweep=none"])
     check_command_line(["--cfg", "job", "sweep=losses"])
-    check_command_line(["hydra.mode=MULTIRUN", "sweep=losses"])
+    check_command_line(["hydra.mode=MULTIRUN", "sweep=losses", "loss=triplet,infonce"])
 
 
 def test_several_sweeps_at_a_time_are_refused():

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
@@ -17,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((CONF_DIR / "wandb").glob("*.yaml"))
 METHODS = ("grid", "random", "bayes")
 TINY = [
-    "data.train_size=8", "data.val_size=4", "data.test_size=4", "data.image_size=32", "debug=fast", "trainer=cpu",
+    "data.train_size=8", "data.val_size=4", "data.test_size=4", "data.image_size=32", "image_encoder=precomputed",
+    "text_encoder.vector_size=16", "text_encoder.epochs=1", "text_encoder.bucket=500", "debug=fast", "trainer=cpu",
 ]  # fmt: skip
 
 
@@ -65,8 +67,14 @@ def test_an_agent_runs_the_command(file: Path, tmp_path: Path, monkeypatch):
         "WANDB_SWEEP_PARAM_PATH": "",
     }.items():
         monkeypatch.setenv(name, value)
+    np.save(tmp_path / "photos.npy", np.eye(16, dtype=np.float32))
     agent = Agent(None, None, sweep_id="abc12345")
-    agent._sweep_command = [*config["command"], *TINY, f"paths.output_dir={tmp_path}/out"]
+    agent._sweep_command = [
+        *config["command"],
+        *TINY,
+        f"image_encoder.path={tmp_path}/photos.npy",
+        f"paths.output_dir={tmp_path}/out",
+    ]
     given = {name: {"value": value} for name, value in values.items()}
     agent._command_run({"run_id": "run00001", "program": config["program"], "args": given})
     assert agent._run_processes["run00001"]._popen.wait(600) == 0

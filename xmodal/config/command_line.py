@@ -28,10 +28,12 @@ _MOST_JOBS = 32  # of a multirun: beyond, each value is checked once rather than
 def compose(overrides: Sequence[str] = (), source: ConfigSource | None = None) -> DictConfig:
     """The config that these overrides make, paths absolute; raises ConfigError with every fault of the overrides."""
     source = source or ConfigSource()
-    faults = check_overrides(overrides, source)
-    if faults:
-        raise ConfigError(faults)
-    return absolute_paths(source.load(list(overrides)))
+    checked = _Overrides(overrides, source)
+    if checked.faults:
+        raise ConfigError(list(checked.faults.values()))
+    # composed by the check already; of lists and bounds Hydra itself says that they make no single run
+    is_single = not any(override.is_sweep_override() for override in checked.good)
+    return checked.jobs[0] if is_single else absolute_paths(source.load(list(overrides)))
 
 
 def check_overrides(overrides: Sequence[str], source: ConfigSource | None = None) -> list[str]:

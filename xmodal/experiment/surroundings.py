@@ -53,9 +53,14 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Operating system, processor, cores that this process may use, and the names of the GPUs."""
-    gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "processor": _processor(), "cores": _cores(), "gpus": gpus}
+    """Operating system, processor, cores that this process may use, threads that torch takes, names of the GPUs."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
+    }
 
 
 def command() -> str:
