@@ -73,7 +73,7 @@ class OptunaSweeper(Sweeper):
         except ConfigError as error:
             print(report(error.faults), file=sys.stderr)
             sys.exit(2)
-        self._run(search)
+        self._run(search, _first_free(folder))
         if (best := search.best()) is not None:
             settings = " ".join(f"{key}={value}" for key, value in best["best_params"].items())
             log.info("The best so far, %s %g: %s", self.config.optimized_metric, best["best_value"], settings)
@@ -92,8 +92,7 @@ class OptunaSweeper(Sweeper):
         log.info("Study %s: %s %s", name, study.direction.name.lower(), metric)
         return Search(study, space, fixed)
 
-    def _run(self, search: "Search") -> None:
-        made = 0
+    def _run(self, search: "Search", made: int) -> None:
         for remaining in range(self.n_trials - search.completed, 0, -self.n_jobs):
             asked = [search.ask() for _ in range(min(self.n_jobs, remaining))]
             jobs = [search.overrides(trial) for trial in asked]
@@ -102,6 +101,11 @@ class OptunaSweeper(Sweeper):
             made += len(jobs)
             for trial, figure in zip(asked, _figures(returns), strict=True):
                 search.tell(trial, figure)
+
+
+def _first_free(folder: Path) -> int:
+    """The number of the next job: what trials of before left in a folder that is gone on with stays."""
+    return 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=-1)
 
 
 def _figures(returns: Sequence[JobReturn]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -22,6 +23,9 @@ def left(folder: Path, cfg, status: str, started: str = "2026-01-01T00:00:00+00:
     told = {"format": 1, "status": status, "started": started, "identity": identity(resolved(cfg))}
     for name, text in {"provenance.json": json.dumps(told), **files}.items():
         (folder / name).write_text(text)
+    if "checkpoints/last.ckpt" in files:  # a checkpoint is a zip file
+        with ZipFile(folder / "checkpoints" / "last.ckpt", "w") as file:
+            file.writestr("archive/data.pkl", "state " * 100)
     return folder
 
 
@@ -54,6 +58,24 @@ def test_a_run_that_stopped_is_gone_on_with_where_it_has_an_epoch(cfg, tmp_path:
     assert going_on(cfg).ckpt_path == str(stopped / "checkpoints" / "last.ckpt")
     assert cfg.ckpt_path is None
     assert identity(resolved(going_on(cfg))) == identity(resolved(cfg))
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(cfg, tmp_path: Path, caplog):
+    older = left(tmp_path / "runs" / "a", cfg, "interrupted", **CHECKPOINT) / "checkpoints" / "last.ckpt"
+    later = left(tmp_path / "runs" / "b", cfg, "running", "2026-02-01T00:00:00+00:00", **CHECKPOINT)
+    cut = later / "checkpoints" / "last.ckpt"
+    assert going_on(cfg).ckpt_path == str(cut)
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert going_on(cfg).ckpt_path == str(older)
+    assert f"{cut} was cut off" in caplog.text
+    older.write_bytes(older.read_bytes()[:100])
+    assert going_on(cfg) is cfg
+
+
+def test_a_checkpoint_that_was_typed_is_left_alone(tmp_path: Path):
+    cfg = compose([f"paths.output_dir={tmp_path}", "resume=true", "ckpt_path=mine.ckpt"])
+    left(tmp_path / "runs" / "a", cfg, "interrupted", **CHECKPOINT)
+    assert going_on(cfg) is cfg
 
 
 def test_a_finished_run_without_figures_and_damaged_records_are_passed_over(cfg, tmp_path: Path):

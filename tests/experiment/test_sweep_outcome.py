@@ -4,6 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from xmodal.experiment.sweep import SweepBeginning
 from xmodal.experiment.sweep_outcome import described, outcomes
 
 COMMON = ["data=scenes", "seed=1"]
@@ -66,3 +70,31 @@ def test_a_record_that_is_older_than_the_job_says_nothing_of_it(tmp_path: Path):
     folder = job(sweep, 0, "a=1", status="finished", error=None)
     os.utime(folder / "provenance.json", (1, 1))
     assert [found.status for found in outcomes(sweep)] == ["failed"]
+
+
+def begun_with(folder: Path, *words: str) -> DictConfig:
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "overrides": {"task": list(words)}}})
+
+
+def test_the_folder_of_another_sweep_is_refused(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(SweepBeginning, "folder", None)
+    OmegaConf.save(begun_with(tmp_path, "embedding_dim=32,64", "seed=1"), tmp_path / "multirun.yaml")
+    SweepBeginning().on_multirun_start(begun_with(tmp_path, "embedding_dim=16,32"))  # nothing was begun there
+    job(tmp_path, 0, "embedding_dim=32", status="finished", error=None)
+    again = begun_with(tmp_path, "seed=1", "embedding_dim=32,64", "resume=true")
+    SweepBeginning().on_multirun_start(again)
+    assert SweepBeginning.folder == tmp_path
+    with pytest.raises(SystemExit) as ending:
+        SweepBeginning().on_multirun_start(begun_with(tmp_path, "embedding_dim=16,32,64", "seed=1", "resume=true"))
+    assert ending.value.code == 2
+    assert "holds the jobs of another sweep (embedding_dim=32,64 seed=1)" in capsys.readouterr().err
+    SweepBeginning().on_multirun_start(begun_with(tmp_path / "elsewhere", "embedding_dim=16"))
+
+
+def test_trials_that_are_added_do_not_take_the_folders_of_those_before(tmp_path: Path):
+    from hydra_plugins.xmodal_sweeps.optuna_sweeper import _first_free
+
+    assert _first_free(tmp_path) == 0
+    for name in ("0", "10", "2", ".submitit", "notes"):
+        (tmp_path / name).mkdir()
+    assert _first_free(tmp_path) == 11

@@ -6,6 +6,7 @@ Nothing here imports torch: a job that is not run again has to be over at once.
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,25 @@ def take_over(cfg: DictConfig, run: Path) -> float | None:
 
 def going_on(cfg: DictConfig) -> DictConfig:
     """With ``resume=true``, the configuration that goes on from the last epoch of a stopped run of this identity."""
-    if not cfg.get("resume"):
+    if not cfg.get("resume") or cfg.get("ckpt_path"):  # a checkpoint that was typed is that one
         return cfg
-    stopped = [run / _LAST for run, told in _of_this_identity(cfg) if (run / _LAST).is_file()]
-    if not stopped:
+    stopped = [run / _LAST for run, _ in _of_this_identity(cfg)]
+    last = next((path for path in stopped if path.is_file() and _is_whole(path)), None)
+    if last is None:
         return cfg
-    log.info("Going on with %s", stopped[0])
+    log.info("Going on with %s", last)
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
-    cfg.ckpt_path = str(stopped[0])
+    cfg.ckpt_path = str(last)
     return cfg
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint has its end, where the table of its contents is."""
+    if zipfile.is_zipfile(path):
+        return True
+    log.warning("%s was cut off while it was written, and is not gone on with.", path)
+    return False
 
 
 def _of_this_identity(cfg: DictConfig) -> list[tuple[Path, dict[str, Any]]]:

@@ -155,8 +155,11 @@ class Experiment:
         if self.trainer.is_global_zero:
             self.record.write_metrics(self.metrics)
         self.provenance.end("finished")
-        self._keep_artifacts()
-        trackers.finish(self.trainer.loggers, self.metrics)
+        try:
+            self._keep_artifacts()
+            trackers.finish(self.trainer.loggers, self.metrics)
+        except Exception as error:  # of a tracker or its server: the run has its figures all the same
+            log.warning("The tracker did not get all of the run (%s: %s).", type(error).__name__, error)
         if self.trainer.is_global_zero:
             print_summary(self.metrics, self.folder)
         return self.metrics.get(self.cfg.optimized_metric)

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from xmodal.atomic import complete_file
 from xmodal.config.identity import PROVENANCE
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 _LONGEST_ERROR = 500  # characters
+_TAKEN = (
+    "{folder} holds the jobs of another sweep ({words}), which these would overwrite. Leave hydra.sweep.dir out, or "
+    "name an empty folder; resume=true finds finished runs in any folder below paths.output_dir."
+)
 
 
 class SweepBeginning(Callback):
@@ -33,7 +39,21 @@ class SweepBeginning(Callback):
     folder: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepBeginning.folder = Path(config.hydra.sweep.dir).resolve()
+        folder = Path(config.hydra.sweep.dir).resolve()
+        if other := _words_of_other_jobs(folder, config.hydra.overrides.task):
+            print(_TAKEN.format(folder=folder, words=shlex.join(other)), file=sys.stderr)
+            sys.exit(2)
+        SweepBeginning.folder = folder
+
+
+def _words_of_other_jobs(folder: Path, words: Sequence[str]) -> list[str]:
+    """The settings of the sweep that this folder holds, where they are not these: its jobs have these jobs' numbers."""
+    try:
+        kept = OmegaConf.load(folder / "multirun.yaml").hydra.overrides.task
+    except (OSError, YAMLError, AttributeError, OmegaConfBaseException):
+        return []  # no sweep, or one that was cut off before its first job
+    earlier, now = ([word for word in found if not word.startswith("resume=")] for found in (kept, words))
+    return earlier if sorted(earlier) != sorted(now) and outcomes(folder) else []
 
 
 @contextmanager
@@ -106,5 +126,9 @@ def _note_failure(folder: Path, error: BaseException) -> None:
         return
     reason = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
     said = " ".join(f"{type(reason).__name__}: {reason}".split())[:_LONGEST_ERROR]
-    with complete_file(path) as partial:
-        partial.write_text(json.dumps(stated | {"status": "failed", "error": said}, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(stated | {"status": "failed", "error": said}, indent=2) + "\n"
+    try:
+        with complete_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as fault:  # a full disk: the next job may find room
+        log.error("%s can't be written (%s). The job failed with: %s", path, fault, said)
