@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What large libraries brought stays to the end: no collection of garbage looks through it, at half a second each."""
+    """What large libraries brought stays to the end: collections of garbage need not look through it each time."""
     gc.collect()
     gc.freeze()
 
