@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from xmodal.config.identity import identity
 from xmodal.config.values import resolved
@@ -50,6 +51,7 @@ def test_finished_run(plain_run):
         said["versions"]
     )
     assert said["machine"]["cores"] >= 1
+    assert said["machine"]["threads"] == torch.get_num_threads()
     assert shlex.split(said["command"]) == ["python", *sys.argv]
 
 
