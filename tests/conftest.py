@@ -3,6 +3,7 @@
 Programs run in processes of their own, forked from one that has imported the large libraries before.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -41,7 +42,8 @@ LARGE_LIBRARIES = (
 
 # Makes the forked process what `python script arguments` or `python -m module arguments` would have made.
 BECOME = """
-import atexit, multiprocessing, os, runpy, sys, threading
+import atexit, gc, multiprocessing, os, runpy, sys, threading
+gc.freeze()
 for number, path in enumerate(outputs, start=1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 os.environ.clear()
@@ -72,6 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What large libraries brought stays to the end: collections of garbage need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 class Program:

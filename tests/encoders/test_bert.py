@@ -266,9 +266,9 @@ def test_is_an_encoder_that_workers_can_use():
     assert isinstance(encoder, Encoder)
     assert len(pickle.dumps(encoder.preprocess)) < 1000
     assert not encoder.network.training
-    start = time.monotonic()
+    start = time.process_time()  # however busy the machine is
     encoder.prepare(["something else"], Path("unused"))  # a second call does nothing
-    assert time.monotonic() - start < 0.1
+    assert time.process_time() - start < 0.1
     assert weights.digest(encoder.network.state_dict()) == prepared().fingerprint()["weights"]
 
 

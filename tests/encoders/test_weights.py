@@ -125,7 +125,7 @@ def test_unreachable_gives_up_on_a_silent_host():
         fault = weights.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/file", seconds=0.3)
     assert fault is not None
     assert "127.0.0.1" in fault
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30  # by itself a socket waits forever; the machine may be busy
 
 
 def test_unreachable_says_why_nobody_listens():
