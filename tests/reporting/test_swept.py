@@ -39,6 +39,23 @@ def test_settings_within_an_option_are_keys_of_their_own(keys_of):
     assert keys_of(*grid) == ["text_aggregator", "text_aggregator.hidden_size"]
 
 
+def epochs(number, period):
+    return {"trainer.max_epochs": number, "scheduler.T_max": period}
+
+
+@pytest.mark.parametrize(
+    ("runs", "keys"),
+    [
+        ([epochs(2, 2), epochs(5, 5)], ["trainer.max_epochs"]),
+        ([epochs(2, 2), epochs(5, 5), {"trainer.max_epochs": 5}], ["trainer.max_epochs"]),
+        ([epochs(2, 2), epochs(5, 3)], ["scheduler.T_max", "trainer.max_epochs"]),
+        ([epochs(5, 5), epochs(5, 3)], ["scheduler.T_max"]),
+    ],
+)
+def test_what_follows_from_another_setting_is_no_key_of_its_own(keys_of, runs, keys):
+    assert keys_of(*runs) == keys
+
+
 def test_two_sides_that_vary_together_are_both_named(keys_of):
     both = [{**aggregator(node), **aggregator(node, "image_aggregator")} for node in (SUM, LSTM)]
     assert keys_of(*both) == ["image_aggregator", "text_aggregator"]

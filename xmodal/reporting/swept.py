@@ -21,6 +21,7 @@ _WATCHING = {"accelerator", "enable_progress_bar", "enable_model_summary", "log_
 _CALLBACKS = ("callbacks.averaging", "callbacks.early_stopping")  # which the outcome depends on
 _WIDTHS = {"feature_dim", "input_dim"}  # follow from the encoder and the aggregator
 _COPIES = ("model.", "callbacks.")  # hold what other groups say
+_AS_ELSEWHERE = {"scheduler.T_max": "trainer.max_epochs"}  # unless something else was typed
 _FILES = {"file", "path", "vectors", "weights"}  # one file may lie in several places
 _MOST_COLUMNS = 4
 _SHORT = {"embedding_dim": "embedding size"}
@@ -113,7 +114,9 @@ def _decides(options: tuple[Hashable, ...], values: tuple[Hashable, ...]) -> boo
 
 
 def _is_copy(key: str, varying: Sequence[str], columns: dict[str, tuple[Hashable, ...]]) -> bool:
-    """A key of the model that varies as a key elsewhere does."""
+    """A key of the model that varies as a key elsewhere does, or one that says what another one does."""
+    if (source := _AS_ELSEWHERE.get(key, "")) in varying:
+        return all(value in (_ABSENT, said) for value, said in zip(columns[key], columns[source], strict=True))
     return key.startswith(_COPIES) and any(
         columns[other] == columns[key] for other in varying if not other.startswith(_COPIES)
     )
