@@ -18,7 +18,7 @@ from xmodal.config.check import check
 from xmodal.config.command_line import compose
 from xmodal.data.karpathy import KarpathyData
 from xmodal.data.table import TableData
-from xmodal.experiment.embedded_run import constructed
+from xmodal.experiment.opened_run import constructed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

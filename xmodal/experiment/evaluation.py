@@ -14,9 +14,10 @@ from xmodal.config.command_line import compose
 from xmodal.config.evaluation import EvaluationOptions, Subject, unwritable, with_suffix
 from xmodal.errors import ConfigError, DataError
 from xmodal.experiment.embedded import Embedded
-from xmodal.experiment.embedded_run import constructed, embed_run
+from xmodal.experiment.embedded_run import embed_run
 from xmodal.experiment.embeddings_file import read_embeddings
 from xmodal.experiment.figures import console, figures_table, flat_figures, record_of
+from xmodal.experiment.opened_run import constructed
 from xmodal.experiment.zero_shot import embed_zero_shot
 from xmodal.retrieval.evaluate import RetrievalResult, evaluate_retrieval
 from xmodal.retrieval.hubness import QueryBank

@@ -18,9 +18,9 @@ from xmodal.config.evaluation import EvaluationOptions
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError
 from xmodal.experiment.embedded import Embedded
-from xmodal.experiment.embedded_run import constructed
 from xmodal.experiment.features import Dataset, features_of, load_dataset, prepare
 from xmodal.experiment.gallery import Gallery, rows_of_bank, split_of
+from xmodal.experiment.opened_run import constructed
 from xmodal.experiment.parts import Parts, source_config
 from xmodal.experiment.selection import left_out
 from xmodal.features.precomputed import PrecomputedFeatures

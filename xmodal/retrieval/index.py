@@ -85,6 +85,14 @@ class Gallery:
 class Index(Protocol):
     """What ``conf/index`` selects: settings from which a gallery is built."""
 
+    def empty(self, sample: Float[np.ndarray, "n E"], count: int, similarity: str) -> Any:
+        """A FAISS index that ``count`` vectors can be added to.
+
+        Args:
+            sample: some of these vectors, or all of them, as ``prepare`` gives them, to learn clusters and codes from.
+        """
+        ...
+
     def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
         """Make the vectors searchable by ``cosine``, ``dot`` or ``euclidean``."""
         ...
@@ -93,11 +101,11 @@ class Index(Protocol):
 class FlatIndex:
     """Exact search by brute force; on the GPU where there is one."""
 
+    def empty(self, sample: Float[np.ndarray, "n E"], count: int, similarity: str) -> Any:
+        return faiss.IndexFlat(sample.shape[1], metric_of(similarity))
+
     def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared, centre = _prepare_gallery(vectors, similarity)
-        index = faiss.IndexFlat(prepared.shape[1], _metric(similarity))
-        index.add(prepared)
-        return Gallery(index, similarity, centre)
+        return _filled(self, vectors, similarity)
 
 
 class HNSWIndex:
@@ -120,13 +128,14 @@ class HNSWIndex:
         self.ef_construction = ef_construction
         self.ef_search = ef_search
 
-    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared, centre = _prepare_gallery(vectors, similarity)
-        index = faiss.IndexHNSWFlat(prepared.shape[1], self.neighbours, _metric(similarity))
+    def empty(self, sample: Float[np.ndarray, "n E"], count: int, similarity: str) -> Any:
+        index = faiss.IndexHNSWFlat(sample.shape[1], self.neighbours, metric_of(similarity))
         index.hnsw.efConstruction = self.ef_construction
         index.hnsw.efSearch = self.ef_search
-        index.add(prepared)
-        return Gallery(index, similarity, centre)
+        return index
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        return _filled(self, vectors, similarity)
 
 
 class IVFPQIndex:
@@ -155,19 +164,20 @@ class IVFPQIndex:
         self.codes = codes
         self.bits = bits
 
-    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
-        prepared, centre = _prepare_gallery(vectors, similarity)
-        count, width = prepared.shape
+    def empty(self, sample: Float[np.ndarray, "n E"], count: int, similarity: str) -> Any:
+        width = sample.shape[1]
         lists = min(self.lists, max(1, count // 39))
         codes = max(d for d in range(1, min(self.codes, width) + 1) if width % d == 0)
-        bits = max(1, min(self.bits, int(math.log2(count))))
-        metric = _metric(similarity)
+        bits = max(1, min(self.bits, int(math.log2(len(sample)))))
+        metric = metric_of(similarity)
         index = faiss.IndexIVFPQ(faiss.IndexFlat(width, metric), width, lists, codes, bits, metric)
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warnings for small galleries
-        index.train(np.resize(prepared, (max(count, 2), width)))
-        index.add(prepared)
+        index.train(np.resize(sample, (max(len(sample), 2), width)))
         index.nprobe = min(self.probes, lists)
-        return Gallery(index, similarity, centre)
+        return index
+
+    def build(self, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+        return _filled(self, vectors, similarity)
 
 
 def index_recall(
@@ -193,11 +203,22 @@ def index_recall(
         )
     _, returned = gallery.search(queries, k)
     _, exact = FlatIndex().build(vectors, gallery.similarity).search(queries, k)
+    return share_found(returned, exact, vectors, queries, gallery.similarity)
+
+
+def share_found(
+    returned: Int[np.ndarray, "Q K"],
+    exact: Int[np.ndarray, "Q K"],
+    vectors: Float[np.ndarray, "N E"],
+    queries: Float[np.ndarray, "Q E"],
+    similarity: str,
+) -> float:
+    """What ``index_recall`` gives, from the rows that were returned (−1: none) and those of exact search."""
     found, step = 0, max(1, _PRODUCTS_AT_A_TIME // (exact.shape[1] * vectors.shape[1]))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        needed = _exact_scores(vectors, queries[rows], exact[rows], gallery.similarity).min(axis=1, keepdims=True)
-        scores = _exact_scores(vectors, queries[rows], returned[rows], gallery.similarity)
+        needed = _exact_scores(vectors, queries[rows], exact[rows], similarity).min(axis=1, keepdims=True)
+        scores = _exact_scores(vectors, queries[rows], returned[rows], similarity)
         found += int(((scores >= needed) & (returned[rows] >= 0)).sum())
     return 100.0 * found / exact.size
 
@@ -236,6 +257,13 @@ def prepare(
     return np.ascontiguousarray((unit_length(rows) if similarity == "cosine" else rows).numpy())
 
 
+def _filled(index: Index, vectors: Float[np.ndarray, "N E"], similarity: str) -> Gallery:
+    prepared, centre = _prepare_gallery(vectors, similarity)
+    made = index.empty(prepared, len(prepared), similarity)
+    made.add(prepared)
+    return Gallery(made, similarity, centre)
+
+
 def _prepare_gallery(
     vectors: Float[np.ndarray, "N E"], similarity: str
 ) -> tuple[Float[np.ndarray, "N E"], Float[Tensor, "E"] | None]:
@@ -245,7 +273,7 @@ def _prepare_gallery(
     return (prepared if centre is None else prepare(vectors, "vectors", similarity, centre)), centre
 
 
-def _metric(similarity: str) -> int:
+def metric_of(similarity: str) -> int:
     return faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
 
 
