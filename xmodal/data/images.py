@@ -52,7 +52,7 @@ def read_untrusted(content: bytes, most_pixels: int) -> Image.Image:
     try:
         return _decoded(_not_empty(content), formats=PHOTO_FORMATS, most_pixels=most_pixels)
     except _UnusableError as fault:
-        raise DataError(f"This photo {fault}.") from fault
+        raise DataError(f"This photo {fault}. Send another: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.") from fault
 
 
 def read_small(path: Path, side: int) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -38,16 +37,16 @@ class Page:
         self.targets = first.targets
         self.splits = tuple(dict.fromkeys(split for one in self.collections for split in one.splits))
 
-    def type(self, text: str, target: str, split: str, k: float, asked: Query) -> Shown:
+    def type(self, text: str, target: str, split: str, k: object, asked: Query) -> Shown:
         """A sentence was typed."""
         said = " ".join(str(text or "")[:MOST_LETTERS].split())
         return self._shown(self._within(asked, target, split, k).of_text(said))
 
-    def change(self, text: str, target: str, split: str, k: float, asked: Query) -> Shown:
+    def change(self, text: str, target: str, split: str, k: object, asked: Query) -> Shown:
         """Side, split or number were changed: the same query once more."""
         return self._shown(self._within(asked, target, split, k), text)
 
-    def ask(self, target: str, split: str, k: float, asked: Query, event: gr.EventData) -> Shown:
+    def ask(self, target: str, split: str, k: object, asked: Query, event: gr.EventData) -> Shown:
         """Something on the page was clicked: it is the next query, and the other side is searched."""
         told = _told(event)
         query = self._within(asked, target, split, k)
@@ -63,7 +62,7 @@ class Page:
         words = dict(parse_qsl(_told(event).get("address", "").removeprefix("?"), max_num_fields=50))
         return self._shown(from_address(words, self.splits, self.targets))
 
-    def send(self, target: str, split: str, k: float, asked: Query, event: gr.EventData) -> Shown:
+    def send(self, target: str, split: str, k: object, asked: Query, event: gr.EventData) -> Shown:
         """A photo was sent."""
         query = self._within(asked, target, split, k).of_text("")
         told = _told(event)
@@ -76,7 +75,7 @@ class Page:
             return self._refused(str(fault), query)
         return self._shown(query.of_photo(upload, self._other_side(True)))
 
-    def _within(self, asked: Query, target: str, split: str, k: float) -> Query:
+    def _within(self, asked: Query, target: str, split: str, k: object) -> Query:
         known = split if split in self.splits else EVERYWHERE
         return asked.within(target if target in self.targets else self.targets[0], known, k)
 

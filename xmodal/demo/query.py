@@ -79,7 +79,7 @@ class Query:
     def of_item(self, item: str, caption: int | None, target: Target) -> "Query":
         return replace(self, text="", item=item, caption=caption, upload=None, target=target)
 
-    def within(self, target: str, split: str, k: float) -> "Query":
+    def within(self, target: str, split: str, k: object) -> "Query":
         """The same query with other settings, each brought into its bounds."""
         chosen: Target = "captions" if target == "captions" else "images"
         return replace(self, target=chosen, split=split, k=bounded(k))
@@ -99,12 +99,14 @@ def from_address(words: Mapping[str, str], splits: tuple[str, ...], targets: tup
         caption=None if item is None or caption is None else caption - 1,
         target=target if target in targets else targets[0],
         split=split if split in splits else EVERYWHERE,
-        k=bounded(_whole(words.get("k")) or USUAL),
+        k=bounded(_whole(words.get("k"))),
     )
 
 
-def bounded(k: float) -> int:
-    return int(min(max(k, FEW), MOST))
+def bounded(k: object) -> int:
+    """A number of results within bounds; what is none is the usual number."""
+    is_number = isinstance(k, (int, float)) and k == k  # NaN differs from itself
+    return int(min(max(k, FEW), MOST)) if is_number else USUAL
 
 
 def _whole(word: str | None) -> int | None:

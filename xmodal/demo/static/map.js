@@ -156,6 +156,7 @@ async function load() {
     maps[which] = await answer.json();
   }
   points = maps[which];
+  said.textContent = points.x.length ? '' : 'There is nothing to draw: this index holds codes, not vectors.';
   [chosen, asked, found] = [-1, -1, []];
   canvas.dataset.points = points.x.length;
   answered(document.querySelector('#results .answer'));
