@@ -11,14 +11,18 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Hold the right to write ``path``; the operating system takes it back from a process that dies."""
+def only_one(path: Path, doing: str = "extracting") -> Iterator[None]:
+    """Hold the right to write ``path``; the operating system takes it back from a process that dies.
+
+    Args:
+        doing: what the other process does with it, in the words for one that has to wait.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("Another process is extracting %s; waiting for it.", path)
+        log.info("Another process is %s %s; waiting for it.", doing, path)
         lock.acquire()
     try:
         yield

@@ -1,5 +1,8 @@
 """A checkpoint is the whole model: parameters, statistics, configuration and what its encoders need."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -42,6 +45,25 @@ def _reason(path: Path) -> str:
     return "it is damaged, or was never one. A run keeps its own under <run folder>/checkpoints/best.ckpt."
 
 
+def model_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over what decides where an item lies in the space: every parameter and statistic by its name, type
+    and shape, and the fingerprints of both encoders. Optimizer, epoch and paths do not count.
+
+    Args:
+        content: of a checkpoint, see `read`.
+    """
+    digest = hashlib.sha256(json.dumps(sorted(content[CHECKPOINT_KEY]["fingerprints"].items())).encode())
+    for name, tensor in sorted(content["state_dict"].items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def embedding_dim(content: Mapping[str, Any]) -> int:
+    """Width E of the space that the model of a checkpoint embeds in."""
+    return int(content[CHECKPOINT_KEY]["config"]["embedding_dim"])
+
+
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEncoder:
     """The trained model of a checkpoint, in evaluation mode, ready for `encode_images` and `encode_texts`.
 
@@ -52,7 +74,11 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEnco
         DataError: see `read`.
         WeightsError: an encoder with trainable layers is not to be had, or not the one that was trained.
     """
-    content = read(path, map_location)
+    return model_of(read(path, map_location), map_location)
+
+
+def model_of(content: Mapping[str, Any], map_location: str | torch.device = "cpu") -> DualEncoder:
+    """The same, from what `read` gave."""
     encoders = QueryEncoders.from_checkpoint(content[CHECKPOINT_KEY])
     model = build_model(encoders.config)
     attach(model, tails_of({side: encoders.encoder(side) for side in encoders.fine_tuned}))

@@ -101,6 +101,23 @@ class QueryBank:
         return i2t, t2i
 
 
+def gallery_offsets(
+    bank: Float[Tensor, "B E"],
+    gallery: Float[Tensor, "G E"],
+    similarity: str,
+    inverse_temperature: float,
+    block_size: int = 256,
+) -> Float[Tensor, "G"]:
+    """``offset[g] = −1/β · log Σ_b exp(β·s(b, g))`` of each item of a gallery, see ``QueryBank``.
+
+    Raises:
+        FeatureError: similarities that overflow.
+    """
+    with torch.no_grad():
+        direction = _Direction(bank, gallery, similarity, block_size, torch.float32, inverse_temperature)
+        return direction.all_offsets()
+
+
 def check_rerank(method: str, inverse_temperature: float | None) -> None:
     """Raises ConfigError unless ``method`` is one of ``RERANKINGS`` and ``inverse_temperature`` None or positive."""
     if method not in RERANKINGS:
@@ -167,6 +184,11 @@ class _Direction:
             else:
                 corrected = self._have_best_in(self._activated(best), queries)
         return Offsets(offsets[self._number], corrected)
+
+    def all_offsets(self) -> Float[Tensor, "G"]:
+        """The inverted softmax of every item."""
+        with full_precision(self._device):
+            return self._walk(None)[self._number]
 
     def _queries(self, queries: Tensor, rows: Tensor) -> Blocks:
         return Blocks(queries, rows, self._block_size, self._similarity, self._device, self._dtype, self._centre)

@@ -1,0 +1,1 @@
+"""A trained model's embeddings as a saved index that is searched, enlarged and shown."""

@@ -1,0 +1,140 @@
+"""The folder of a saved index: changed all at once or not at all, and verified when it is opened.
+
+A change writes its files under other names (``images.faiss.next``), then replaces ``index.json``, which holds their
+digests, and gives them their names last. Killed before ``index.json``, the index is what it was; killed after it, the
+next one to open the index gives the files their names.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from xmodal.atomic import complete_file
+from xmodal.errors import DataError
+from xmodal.features.lock import only_one
+from xmodal.search.manifest import NAME, UNFINISHED, Manifest, read_manifest
+
+_AGAIN = "Build the index again (xmodal index RUN --output …), or copy it again from where it is whole."
+
+
+class Change:
+    """Files of an index that are being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Where to write what will be the file ``name``."""
+        if name not in self._names:
+            self._names.append(name)
+        return self._folder / f"{name}{UNFINISHED}"
+
+    def drop(self, name: str) -> None:
+        """A file that was needed on the way alone."""
+        self._names.remove(name)
+        (self._folder / f"{name}{UNFINISHED}").unlink(missing_ok=True)
+
+    def commit(self, manifest: Manifest, kept: Mapping[str, Mapping[str, object]] | None = None) -> Manifest:
+        """Make the new files the index, all at once.
+
+        Args:
+            kept: digests of files of the index that stay as they are.
+        """
+        digests = {name: _stated(self._folder / f"{name}{UNFINISHED}") for name in self._names}
+        manifest = replace(manifest, files={**(kept or {}), **digests})
+        with complete_file(self._folder / NAME) as partial:
+            partial.write_text(manifest.as_json(), encoding="utf-8")
+        for name in self._names:
+            os.replace(self._folder / f"{name}{UNFINISHED}", self._folder / name)
+        self._names.clear()
+        return manifest
+
+    def discard(self) -> None:
+        """Remove what has been written and not committed."""
+        for name in self._names:
+            (self._folder / f"{name}{UNFINISHED}").unlink(missing_ok=True)
+
+
+@contextmanager
+def change_of(folder: Path) -> Iterator[Change]:
+    """Write to an index, alone; what is not committed when the block ends is removed.
+
+    Raises:
+        DataError: the folder can't be written to, or the disk is full.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder / NAME, "changing"):
+            change = Change(folder)
+            try:
+                yield change
+            finally:
+                change.discard()
+    except OSError as error:
+        raise DataError(
+            f"The index can't be written to {folder} ({error}). Make room, or choose another: --output."
+        ) from error
+    finally:
+        if is_new and not (folder / NAME).exists():
+            (folder / f"{NAME}.lock").unlink(missing_ok=True)
+            with suppress(OSError):  # others wrote there too
+                folder.rmdir()
+
+
+def verified(folder: Path) -> Manifest:
+    """The manifest of an index whose files are those that were written, to the last byte.
+
+    Raises:
+        DataError: no index; files that are absent, or are others than the manifest says.
+    """
+    manifest = read_manifest(folder)
+    _finish(folder, manifest)
+    if not (faults := _faults(folder, manifest)):
+        return manifest
+    changed = read_manifest(folder)  # by another process, just now?
+    if changed.files != manifest.files and not _faults(folder, changed):
+        return changed
+    raise DataError(f"The index {folder} is damaged: {'; '.join(faults)}. {_AGAIN}")
+
+
+def _finish(folder: Path, manifest: Manifest) -> None:
+    """Give files their names where a change was cut off after it had been committed."""
+    for name, stated in manifest.files.items():
+        unfinished = folder / f"{name}{UNFINISHED}"
+        if unfinished.exists() and _same(folder / name, stated) is False and _same(unfinished, stated):
+            with suppress(FileNotFoundError):  # another process was faster
+                os.replace(unfinished, folder / name)
+
+
+def _faults(folder: Path, manifest: Manifest) -> list[str]:
+    faults = []
+    for name, stated in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is absent")
+        elif path.stat().st_size != stated["bytes"]:
+            faults.append(f"{name} has {path.stat().st_size:,} bytes, and {stated['bytes']:,} when it was written")
+        elif not _same(path, stated):
+            faults.append(f"{name} has another content than when it was written")
+    return faults
+
+
+def _same(path: Path, stated: Mapping[str, object]) -> bool:
+    try:
+        return path.stat().st_size == stated["bytes"] and file_sha256(path) == stated["sha256"]
+    except FileNotFoundError:
+        return False
+
+
+def _stated(path: Path) -> dict[str, object]:
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

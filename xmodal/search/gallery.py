@@ -1,0 +1,258 @@
+"""Numbered vectors in a FAISS index: searched as a whole or in part, added to, taken from, written and read."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Float, Int
+
+from xmodal.errors import ConfigError, DataError, FeatureError
+from xmodal.retrieval.index import metric_of
+from xmodal.search.manifest import UNFINISHED
+
+_AT_ONCE = 65536  # vectors that are read, compared or counted together
+_MOST_ON_GPU = 2048  # K, by a limit of FAISS
+
+
+class NumberedGallery:
+    """N vectors, each with a number of its own, under ``cosine``, ``dot`` or ``euclidean``.
+
+    Searching changes nothing, so that several threads may do so at once.
+
+    Args:
+        index: an ``IndexIDMap2`` over a flat or an HNSW index, or an IVF index.
+    """
+
+    def __init__(self, index: Any, similarity: str) -> None:
+        self.index = index
+        self.similarity = similarity
+        self._inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+        self.width = int(index.d)
+        self._gpu: Any = None
+        self._gpu_memory: Any = None
+        self._one_at_a_time = Lock()  # of searches on the GPU, which FAISS allows one of
+        self._numbers = self._in_order()
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self._inner, faiss.IndexHNSW):
+            return "hnsw"
+        return "ivf_pq" if isinstance(self._inner, faiss.IndexIVF) else "flat"
+
+    def to_gpu(self) -> bool:
+        """Search on the first GPU from now on, where there is one and the index is exact; whether it will."""
+        if self.kind != "flat" or faiss.get_num_gpus() == 0:
+            return False
+        self._gpu_memory = faiss.StandardGpuResources()
+        self._gpu = faiss.index_cpu_to_gpu(self._gpu_memory, 0, self._inner)
+        return True
+
+    def search(
+        self, queries: Float[np.ndarray, "Q E"], k: int, among: Int[np.ndarray, "n"] | None = None
+    ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
+        """The ``K = min(k, N)`` closest vectors of each query, best first: their scores and their numbers.
+
+        A score is the cosine, the dot product or the negative Euclidean distance. Where fewer are found, the rest has
+        the number −1 and the score −inf.
+
+        Args:
+            queries: as ``as_queries`` gives them.
+            among: numbers, in ascending order, that alone may be found; those of a graph (HNSW) are then compared one
+                by one, for a graph finds little where most of it is barred.
+        """
+        k = max(1, min(k, len(self) if among is None else len(among)))
+        if among is None:
+            values, numbers = self._search_all(queries, k)
+        else:
+            values, numbers = self._search_some(queries, k, faiss.IDSelectorBatch(among), len(among))
+        if self.similarity == "euclidean":
+            values = -np.sqrt(np.maximum(values, 0.0))
+        return np.where(numbers < 0, np.float32(-np.inf), values), numbers
+
+    def _search_all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._gpu is None or k > _MOST_ON_GPU:
+            values, numbers = self.index.search(queries, k)
+            return values, numbers
+        with self._one_at_a_time:
+            values, rows = self._gpu.search(queries, k)
+        assert self._numbers is not None
+        return values, np.where(rows < 0, rows, self._numbers[rows])
+
+    def _search_some(
+        self, queries: np.ndarray, k: int, selector: Any, among_count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(self._inner, faiss.IndexIVF):
+            wider = math.ceil(self._inner.nprobe * len(self) / max(1, among_count))
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(wider, self._inner.nlist))
+            values, numbers = self.index.search(queries, k, params=parameters)
+            return values, numbers
+        assert self._numbers is not None
+        exact = faiss.downcast_index(self._inner.storage) if self.kind == "hnsw" else self._inner
+        barred = faiss.IDSelectorTranslated(self.index.id_map, selector)
+        values, rows = exact.search(queries, k, params=faiss.SearchParameters(sel=barred))
+        return values, np.where(rows < 0, rows, self._numbers[rows])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the vectors themselves are there, and not codes of them."""
+        return self.kind != "ivf_pq"
+
+    def vectors(self, numbers: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n E"]:
+        """The vectors of these numbers, as they were added: of unit length under cosine.
+
+        Raises:
+            FeatureError: the index holds codes, from which vectors can't be had as they were.
+        """
+        if not self.is_exact:
+            raise FeatureError(f"An index of the kind {self.kind} holds codes of vectors, not the vectors.")
+        return np.stack([self.index.reconstruct(int(number)) for number in numbers])
+
+    def count_better(
+        self, query: Float[np.ndarray, "E"], numbers: Int[np.ndarray, "n"], among: Int[np.ndarray, "m"] | None = None
+    ) -> int:
+        """How many other vectors are at least as close to the query as the closest one of ``numbers``.
+
+        Closeness is computed in float64, so that equal vectors tie, and ties count.
+        """
+        asked = query.astype(np.float64)
+        best = max(self._scores(self.vectors(numbers), asked))
+        better = 0
+        for start, rows in self._blocks():
+            counted = self._scores(rows, asked) >= best
+            of_block = self._numbers_at(start, len(rows))
+            counted &= ~np.isin(of_block, numbers)
+            if among is not None:
+                counted &= np.isin(of_block, among)
+            better += int(counted.sum())
+        return better
+
+    def _scores(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+        given = rows.astype(np.float64)
+        if self.similarity == "euclidean":
+            return -np.square(given - query).sum(axis=1)
+        return (given * query).sum(axis=1)
+
+    def _blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n E"]]]:
+        """All vectors, a block after the other, with the row that each block begins at."""
+        exact = faiss.downcast_index(self._inner.storage) if self.kind == "hnsw" else self._inner
+        for start in range(0, len(self), _AT_ONCE):
+            yield start, exact.reconstruct_n(start, min(_AT_ONCE, len(self) - start))
+
+    def _numbers_at(self, start: int, count: int) -> Int[np.ndarray, "count"]:
+        assert self._numbers is not None
+        return self._numbers[start : start + count]
+
+    def add(self, vectors: Float[np.ndarray, "n E"], numbers: Int[np.ndarray, "n"]) -> None:
+        """Add vectors (as ``as_queries`` gives them) under new numbers."""
+        self.index.add_with_ids(vectors, numbers)
+        self._numbers = self._in_order()
+
+    def remove(self, numbers: Int[np.ndarray, "n"]) -> None:
+        """Take vectors out; a graph (HNSW) is built anew from those that stay."""
+        if self.kind == "hnsw":
+            self._rebuild_without(numbers)
+        else:
+            self.index.remove_ids(faiss.IDSelectorBatch(numbers))
+        self._numbers = self._in_order()
+
+    def _rebuild_without(self, numbers: Int[np.ndarray, "n"]) -> None:
+        old, graph = self._inner, self._inner.hnsw
+        new = faiss.IndexHNSWFlat(self.width, int(graph.nb_neighbors(1)), metric_of(self.similarity))
+        new.hnsw.efConstruction, new.hnsw.efSearch = graph.efConstruction, graph.efSearch
+        numbered = faiss.IndexIDMap2(new)
+        for start, rows in self._blocks():
+            of_block = self._numbers_at(start, len(rows))
+            stays = ~np.isin(of_block, numbers)
+            if stays.any():
+                numbered.add_with_ids(np.ascontiguousarray(rows[stays]), of_block[stays])
+        del old
+        self.index, self._inner = numbered, new
+
+    def write(self, path: Path) -> None:
+        """A file that ``faiss.read_index`` reads; raises OSError where it can't be written."""
+        if isinstance(self._inner, faiss.IndexIVF):
+            lists = faiss.downcast_InvertedLists(self._inner.invlists)
+            if isinstance(lists, faiss.OnDiskInvertedLists):
+                lists.filename = clusters_beside(path).name.removesuffix(UNFINISHED)  # the name that they will have
+        try:
+            faiss.write_index(self.index, str(path))
+        except RuntimeError as error:  # of the C++ library
+            raise OSError(f"{path} can't be written: {error}") from error
+
+    def _in_order(self) -> Int[np.ndarray, "N"] | None:
+        """The number of each row; None where FAISS keeps numbers by itself."""
+        return faiss.vector_to_array(self.index.id_map) if isinstance(self.index, faiss.IndexIDMap) else None
+
+
+def numbered(index: Any) -> Any:
+    """A FAISS index that takes numbers with its vectors."""
+    return index if isinstance(index, faiss.IndexIVF) else faiss.IndexIDMap2(index)
+
+
+def read_gallery(path: Path, similarity: str, memory_bytes: int | None = None) -> NumberedGallery:
+    """A gallery from its file; clusters larger than ``memory_bytes`` stay on disk and are read as they are searched.
+
+    Raises:
+        DataError: a file that FAISS can't read, or an index that does not fit into memory and has no clusters.
+    """
+    is_large = memory_bytes is not None and size_of(path) > memory_bytes
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | ((faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) if is_large else 0)
+    try:
+        index = faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise DataError(f"{path} can't be read as a FAISS index ({str(error).splitlines()[0]}).") from error
+    if is_large and not isinstance(index, faiss.IndexIVF):
+        raise DataError(
+            f"{path} takes {size_of(path) / 1e9:.2f} GB, more than the {(memory_bytes or 0) / 1e9:.2f} GB it may take. "
+            "Allow more (--memory-gb), or build it with index=ivf_pq, whose clusters can stay on disk."
+        )
+    return NumberedGallery(index, similarity)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of an index file and of the clusters that lie beside it."""
+    clusters = clusters_beside(path)
+    return path.stat().st_size + (clusters.stat().st_size if clusters.exists() else 0)
+
+
+def clusters_beside(path: Path) -> Path:
+    """Where the clusters of an index lie that were too large for memory when it was built."""
+    return path.with_name(path.name.replace(".faiss", ".ivfdata"))
+
+
+def as_queries(vectors: Float[np.ndarray, "Q E"], width: int, similarity: str) -> Float[np.ndarray, "Q E"]:
+    """Vectors as FAISS takes them: float32, row by row, of unit length under cosine.
+
+    Raises:
+        FeatureError: another shape, or NaN or infinity (in float32, also of a squared length).
+    """
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise FeatureError(f"Vectors must have the shape (count, {width}), found {rows.shape}: are they of this model?")
+    squares = np.einsum("qe,qe->q", rows, rows)
+    if not np.isfinite(squares).all():
+        raise FeatureError(
+            f"{int((~np.isfinite(squares)).sum())} of {len(rows)} vectors hold NaN, infinity or numbers too large to "
+            "square: the model has diverged, or its input is damaged."
+        )
+    if similarity != "cosine":
+        return rows
+    return rows / np.sqrt(np.where(squares == 0, 1.0, squares))[:, None].astype(np.float32)
+
+
+def memory_of_machine() -> int:
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, found {k}.")

@@ -1,0 +1,141 @@
+"""What `xmodal index` is asked for, carried out."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmodal.errors import ConfigError, DataError
+from xmodal.experiment.evaluation import chosen_device
+from xmodal.experiment.opened_run import SavedRun
+from xmodal.models.checkpoint import model_digest
+from xmodal.search.choice import Asked
+from xmodal.search.engine import checkpoint_file
+from xmodal.search.folder import change_of, verified
+from xmodal.search.gallery import memory_of_machine
+from xmodal.search.items_table import IndexedItems
+from xmodal.search.manifest import ITEMS, NAME, UNFINISHED, Manifest
+from xmodal.search.saving import Settings, add_items, build_index, description, remove_items
+from xmodal.search.sources import Known, Source, own_source, split_source
+
+log = logging.getLogger(__name__)
+
+_SHARE = 0.5  # of the main memory that an index may take
+
+
+@dataclass(frozen=True)
+class Request:
+    """The words of the command line; see its help."""
+
+    asked: Asked
+    overrides: Sequence[str] = ()
+    split: str | None = None
+    images: Path | None = None
+    captions: Path | None = None
+    on_error: str = "error"
+    bank_size: int = 0
+    inverse_temperature: float | None = None
+    includes_model: bool = False
+    memory_gb: float | None = None
+    device: str = "auto"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether photos or sentences of one's own are taken."""
+        return self.images is not None or self.captions is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(memory_of_machine() * _SHARE if self.memory_gb is None else self.memory_gb * 1e9)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.asked, self.memory_bytes, self.inverse_temperature, self.includes_model)
+
+
+def new_index(place: Path, output: Path, request: Request) -> Manifest:
+    """Build an index of a run and say what it holds.
+
+    Raises:
+        XmodalError: whatever is wrong with run, items, settings or folder.
+    """
+    _require_free(output)
+    saved = SavedRun.read(place, request.overrides, chosen_device(request.device))
+    _require_bank_settings(saved, request)
+    with change_of(output) as change:
+        manifest = build_index(change, output, saved, _source(saved, request, Known()), request.settings)
+    log.info("%s, built in %.1f s", description(manifest), manifest.seconds)
+    log.info("Index: %s\nSearch it: xmodal search %s 'a sentence'", output, output)
+    return manifest
+
+
+def change_index(folder: Path, request: Request, removed: Sequence[str] | None) -> Manifest:
+    """Add items to an index, or remove some (``removed``: their ids), and say what it holds then.
+
+    Raises:
+        XmodalError: whatever is wrong with index, items or model.
+    """
+    manifest = verified(folder)
+    if request.asked.kind is not None:
+        raise ConfigError(f"index={request.asked.kind}: an index keeps its kind. Build another with --output.")
+    with change_of(folder) as change:
+        manifest = verified(folder)  # another process may have changed it meanwhile
+        if removed is not None:
+            manifest = remove_items(change, folder, manifest, removed, request.memory_bytes)
+        else:
+            saved = _saved_of(folder, manifest, request)
+            source = _source(saved, request, _known(folder, manifest))
+            manifest = add_items(change, folder, manifest, source, request.memory_bytes)
+    log.info("%s", description(manifest))
+    return manifest
+
+
+def _source(saved: SavedRun, request: Request, known: Known) -> Source:
+    if not request.is_own:
+        return split_source(saved, request.split, request.bank_size)
+    return own_source(saved, request.images, request.captions, request.on_error, request.bank_size, known)
+
+
+def _saved_of(folder: Path, manifest: Manifest, request: Request) -> SavedRun:
+    saved = SavedRun.read(checkpoint_file(folder, manifest, None), request.overrides, chosen_device(request.device))
+    if model_digest(saved.content) != manifest.model_digest:
+        raise DataError(
+            f"{saved.file} has changed since the index {folder} was made of it: what it embeds now can't be compared. "
+            "Build the index again: xmodal index RUN"
+        )
+    return saved
+
+
+def _known(folder: Path, manifest: Manifest) -> Known:
+    items = IndexedItems.read(folder / ITEMS)
+    files = (items.file_at(row) for row in range(len(items)))
+    root = Path(manifest.root)
+    return Known(frozenset(items.ids), frozenset((root / file).absolute() for file in files if file is not None))
+
+
+def _require_free(output: Path) -> None:
+    """The folder is new, empty, or an index, which is replaced as a whole."""
+    if output.is_dir() and not (output / NAME).exists():
+        others = [path.name for path in output.iterdir() if not path.name.endswith((UNFINISHED, ".lock"))]
+        if others:
+            raise ConfigError(
+                f"--output {output} holds something else than an index ({others[0]} …); name a new folder."
+            )
+    elif output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder.")
+
+
+def _require_bank_settings(saved: SavedRun, request: Request) -> None:
+    beta = request.inverse_temperature
+    if beta is not None and not (math.isfinite(beta) and beta > 0):
+        raise ConfigError(f"--inverse-temperature must be a positive number, found {beta}.")
+    if beta is not None and not request.bank_size:
+        raise ConfigError("--inverse-temperature is of --query-bank N, which is not asked for.")
+    similarity = saved.cfg.model.similarity
+    if request.bank_size and similarity == "euclidean":
+        raise ConfigError("--query-bank corrects cosines and dot products; this model compares by euclidean distances.")
+    if request.bank_size and similarity == "dot" and beta is None:
+        raise ConfigError(
+            "--query-bank: under dot products, say its --inverse-temperature, which depends on their scale."
+        )

@@ -1,0 +1,290 @@
+"""Building a saved index, adding to it and taking from it; each at once or not at all."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import track
+
+from xmodal import __version__
+from xmodal.config.suggestions import did_you_mean
+from xmodal.data.faults import name_some
+from xmodal.errors import ConfigError
+from xmodal.experiment.opened_run import SavedRun
+from xmodal.features.disk_space import readable
+from xmodal.models.checkpoint import model_digest
+from xmodal.search.building import RecallMeasure, build_gallery, drawn_queries, tuned, vectors_file
+from xmodal.search.choice import Asked, choose
+from xmodal.search.correction import Correction, read_corrections, write_corrections
+from xmodal.search.folder import Change
+from xmodal.search.gallery import NumberedGallery, as_queries, clusters_beside, read_gallery
+from xmodal.search.items_table import IndexedItems, Item
+from xmodal.search.manifest import BANK, CONFIG, ITEMS, MODEL, TARGETS, Manifest, Side, Target
+from xmodal.search.sources import Source
+
+log = logging.getLogger(__name__)
+
+_NONE: Mapping[Target, int] = {"images": 0, "captions": 0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an index is to be built.
+
+    Attributes:
+        asked: which index, or none in particular.
+        memory_bytes: that an index may take.
+        inverse_temperature: of the correction for hubs, where the source has a bank.
+        includes_model: whether the checkpoint is copied into the folder, which may then be moved anywhere.
+    """
+
+    asked: Asked
+    memory_bytes: int
+    inverse_temperature: float | None = None
+    includes_model: bool = False
+
+
+def build_index(change: Change, folder: Path, saved: SavedRun, source: Source, settings: Settings) -> Manifest:
+    """Embed the items of a source and write the index of them.
+
+    Raises:
+        XmodalError: whatever is wrong with items or settings.
+        OSError: it can't be written.
+    """
+    began = time.monotonic()
+    vectors = {target: _embedded(change, source, target) for target in TARGETS if len(source.rows.get(target, ()))}
+    corrections = {
+        target: Correction.of(bank, source.run.model.similarity, settings.inverse_temperature)
+        for target, bank in source.bank.items()
+        if target in vectors
+    }
+    sides: dict[Target, Side] = {}
+    for target in vectors:
+        sides[target], gallery = _built(change, target, vectors, source.run.model.similarity, settings)
+        if target in corrections:
+            numbers = np.arange(len(gallery))
+            with_offsets = corrections[target].with_vectors(vectors[target], numbers, gallery.similarity)
+            corrections[target] = with_offsets.activated_in(gallery)
+    IndexedItems.of(source.items(_NONE)).write(change.path(ITEMS))
+    width = next(iter(vectors.values())).shape[1]
+    vectors.clear()
+    for target in sides:
+        change.drop(_vectors_name(target))
+    if corrections:
+        write_corrections(change.path(BANK), corrections)
+    change.path(CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(saved.saved_config)), encoding="utf-8")
+    if settings.includes_model:
+        shutil.copyfile(saved.file, change.path(MODEL))
+    return change.commit(_manifest(folder, saved, source, sides, width, time.monotonic() - began))
+
+
+def add_items(change: Change, folder: Path, manifest: Manifest, source: Source, memory_bytes: int) -> Manifest:
+    """The index with the items of a source behind its own; what was in it keeps its ids and numbers.
+
+    Raises:
+        ConfigError: items of a side that the index does not have, ids that it has already, clusters on disk.
+        FeatureError: embeddings of another width.
+    """
+    items = IndexedItems.read(folder / ITEMS)
+    first = {target: side.next_number for target, side in manifest.sides.items()}
+    new = source.items({**_NONE, **first})
+    if faults := _addition_faults(manifest, items, source, new):
+        raise ConfigError(faults)
+    root, old_items, new_items = _below_one_root(manifest, items, source, new)
+    corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
+    sides = dict(manifest.sides)
+    for target in (one for one in TARGETS if len(source.rows.get(one, ()))):
+        gallery = _opened_for_change(folder, manifest, target, memory_bytes)
+        vectors = np.concatenate([batch.cpu().numpy() for batch in _shown(source, target)])
+        queries = as_queries(vectors, gallery.width, gallery.similarity)
+        numbers = np.arange(first[target], first[target] + len(queries))
+        gallery.add(queries, numbers)
+        if target in corrections:
+            corrections[target] = corrections[target].with_vectors(queries, numbers, gallery.similarity)
+        sides[target] = replace(sides[target], count=len(gallery), next_number=first[target] + len(queries))
+        _write_changed(change, target, gallery, corrections)
+    old_items.joined(new_items).write(change.path(ITEMS))
+    splits = tuple(dict.fromkeys([*manifest.splits, *source.splits]))
+    changed = replace(manifest, sides=sides, splits=splits, root=str(root))
+    return _commit(change, manifest, changed, corrections)
+
+
+def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence[str], memory_bytes: int) -> Manifest:
+    """The index without some items, photos and captions both; numbers of theirs are never given again.
+
+    Raises:
+        ConfigError: ids that it does not have, all that it has, or clusters on disk.
+    """
+    items = IndexedItems.read(folder / ITEMS)
+    if unknown := [one for one in ids if one not in items]:
+        raise ConfigError(
+            f"The index has no items of these ids: {name_some(unknown)}.{did_you_mean(unknown[0], items.ids)} Its ids "
+            f"look like {', '.join(items.ids[:3])}."
+        )
+    gone = [items.item(one) for one in dict.fromkeys(ids)]
+    if len(gone) == len(items):
+        raise ConfigError("These are all items of the index: nothing would be left. Delete its folder instead.")
+    corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
+    sides = dict(manifest.sides)
+    for target in manifest.sides:
+        numbers = _numbers_of(gone, target)
+        if not len(numbers):
+            continue
+        gallery = _opened_for_change(folder, manifest, target, memory_bytes)
+        if len(numbers) == len(gallery):
+            raise ConfigError(f"All {target} of the index would be gone. Build an index without them instead.")
+        gallery.remove(numbers)
+        sides[target] = replace(sides[target], count=len(gallery))
+        _write_changed(change, target, gallery, corrections)
+    items.without([one.id for one in gone]).write(change.path(ITEMS))
+    return _commit(change, manifest, replace(manifest, sides=sides), corrections)
+
+
+def _embedded(change: Change, source: Source, target: Target) -> Float[np.ndarray, "N E"]:
+    """The vectors of a side as FAISS takes them, on disk."""
+    vectors, start = np.zeros((0, 0), np.float32), 0
+    for batch in _shown(source, target):
+        rows = as_queries(batch.cpu().numpy(), batch.shape[1], source.run.model.similarity)
+        if start == 0:
+            vectors = vectors_file(change.path(_vectors_name(target)), len(source.rows[target]), rows.shape[1])
+        vectors[start : start + len(rows)] = rows
+        start += len(rows)
+    return vectors
+
+
+def _shown(source: Source, target: Target) -> Any:
+    """Batches, with a bar for those who wait."""
+    total = -(-len(source.rows[target]) // source.run.cfg.data.batch_size)
+    console = Console(stderr=True)
+    return track(source.embedded(target), f"Embedding {target}", total=total, console=console, transient=True)
+
+
+def _vectors_name(target: Target) -> str:
+    return f"{target}.vectors.npy"
+
+
+def _built(
+    change: Change, target: Target, vectors: Mapping[Target, np.ndarray], similarity: str, settings: Settings
+) -> tuple[Side, NumberedGallery]:
+    """The index of a side, written, with its recall; asked by the other side where it is there."""
+    own = vectors[target]
+    choice = choose(len(own), own.shape[1], settings.memory_bytes, settings.asked)
+    log.info("%s: %s × %d, %s", target, f"{len(own):,}", own.shape[1], choice)
+    path = change.path(f"{target}.faiss")
+    if choice.on_disk:
+        change.path(clusters_beside(Path(f"{target}.faiss")).name)
+    gallery = build_gallery(own, choice, similarity, settings.memory_bytes, path)
+    asking: Target = next((other for other in vectors if other != target), target)
+    queries = drawn_queries(vectors[asking], own.shape[1], similarity)
+    choice, recall = tuned(gallery, choice, RecallMeasure(own, queries, similarity))
+    gallery.write(path)
+    note = "" if choice.kind == "flat" else f" with{''.join(f' {k}={v}' for k, v in choice.settings.items())}"
+    log.info(
+        "%s: recall@10 against exact search %.2f %% over %d %s%s", target, recall.percent, recall.queries, asking, note
+    )
+    side = Side(
+        len(own), len(own), choice.kind, choice.settings, recall.percent, recall.queries, asking, recall_count=len(own)
+    )
+    return side, gallery
+
+
+def _manifest(
+    folder: Path, saved: SavedRun, source: Source, sides: Mapping[Target, Side], width: int, seconds: float
+) -> Manifest:
+    file = saved.file.absolute()
+    return Manifest(
+        name=file.parent.parent.name if file.parent.name == "checkpoints" else file.stem,
+        data_name=source.name,
+        splits=source.splits,
+        similarity=source.run.model.similarity,
+        embedding_dim=width,
+        checkpoint=str(file),
+        checkpoint_nearby=os.path.relpath(file, folder.absolute()),
+        model_digest=model_digest(saved.content),
+        root=str(source.root),
+        sides=sides,
+        seconds=round(seconds, 2),
+        made=_now(),
+        version=__version__,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _addition_faults(manifest: Manifest, items: IndexedItems, source: Source, new: Sequence[Item]) -> list[str]:
+    there = " and ".join(manifest.sides)
+    faults = [
+        f"The index holds {there} alone: {target} can't be added to it. Build one of both: xmodal index RUN"
+        for target in TARGETS
+        if len(source.rows.get(target, ())) and target not in manifest.sides
+    ]
+    if taken := [item.id for item in new if item.id in items]:
+        faults.append(f"The index has items of these ids already: {name_some(taken)}. Remove them first: --remove ID")
+    return faults
+
+
+def _below_one_root(
+    manifest: Manifest, items: IndexedItems, source: Source, new: Sequence[Item]
+) -> tuple[Path, IndexedItems, IndexedItems]:
+    """Old and new items with their files below the innermost folder that holds all of them."""
+    old_root = Path(manifest.root)
+    if not any(item.file for item in new):
+        return old_root, items, IndexedItems.of(new)
+    root = Path(os.path.commonpath([old_root, source.root]))
+    return root, items.moved(old_root, root), IndexedItems.of(new).moved(source.root, root)
+
+
+def _opened_for_change(folder: Path, manifest: Manifest, target: Target, memory_bytes: int) -> NumberedGallery:
+    """A gallery in memory.
+
+    Raises:
+        ConfigError: its clusters are on disk, where they can't be changed without being half changed for a time.
+    """
+    path = folder / f"{target}.faiss"
+    if clusters_beside(path).exists():
+        raise ConfigError(
+            f"The clusters of {target} lie on disk, as they did not fit into the memory that they were given: such an "
+            "index is not changed, but built anew, with what it is to hold."
+        )
+    return read_gallery(path, manifest.similarity, None)
+
+
+def _write_changed(
+    change: Change, target: Target, gallery: NumberedGallery, corrections: dict[Target, Correction]
+) -> None:
+    gallery.write(change.path(f"{target}.faiss"))
+    if target in corrections:
+        corrections[target] = corrections[target].activated_in(gallery)
+
+
+def _commit(
+    change: Change, manifest: Manifest, changed: Manifest, corrections: Mapping[Target, Correction]
+) -> Manifest:
+    if corrections:
+        write_corrections(change.path(BANK), corrections)
+    return change.commit(replace(changed, made=_now(), version=__version__), manifest.files)
+
+
+def _numbers_of(items: Sequence[Item], target: Target) -> np.ndarray:
+    if target == "images":
+        return np.array([item.image_number for item in items if item.image_number is not None], dtype=np.int64)
+    return np.array([number for item in items for number in item.caption_numbers], dtype=np.int64)
+
+
+def description(manifest: Manifest) -> str:
+    """What an index holds, for the user."""
+    size = sum(int(stated["bytes"]) for stated in manifest.files.values())
+    sides = ", ".join(f"{side.count:,} {target} ({side.index})" for target, side in manifest.sides.items())
+    return f"{manifest.data_name}, {', '.join(manifest.splits)}: {sides}; {readable(size)} in all"
