@@ -10,7 +10,7 @@ SECONDS = 60.0  # that an answer may take
 
 
 class Visitor:
-    """One session: controls are used by the names of what they start (``type``, ``ask``, ``visit``, ``change``, ``send``).
+    """One session; its controls go by what they start: ``type``, ``ask``, ``visit``, ``change`` and ``send``.
 
     Args:
         address: of the page, ``http://127.0.0.1:7860/``.

@@ -20,6 +20,12 @@ from xmodal.experiment.run import Experiment
 from xmodal.search.engine import SearchEngine
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(1)</script>',
+    "${alert(1)} {{value}} {{#each value}}",
+    "a photo & 'quotes' `ticks`",
+]
 SIZES = {"train": 16, "val": 4, "test": 4}
 
 
@@ -138,3 +144,16 @@ def learnt(engine: SearchEngine) -> Sequence[Any]:
     """Items that the model has seen in training."""
     every = [engine.items.item(one) for one in engine.items.ids]
     return [item for item in every if item.split == "train"]
+
+
+@pytest.fixture(scope="session")
+def words_only(studio: Studio, by_heart: Path) -> SearchEngine:
+    """An index of sentences alone, of the unfriendly kind."""
+    lines = studio.root / "lines.txt"
+    lines.write_text("\n".join(HOSTILE) + "\n", encoding="utf-8")
+    return SearchEngine.open(studio.index(by_heart, "words", "--captions", str(lines)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def hostile() -> Sequence[str]:
+    return HOSTILE

@@ -121,7 +121,7 @@ def build(page: Page) -> gr.Blocks:
         gr.HTML(html.header(page.collections), js_on_load=None, apply_default_css=False)
         with gr.Row(elem_id="ask", equal_height=True):
             text = gr.Textbox(
-                label="Search", show_label=False, placeholder="Describe a photo", autofocus=True, scale=6, elem_id="text",
+                label="Search", show_label=False, placeholder="Describe a photo", scale=6, elem_id="text",
                 max_length=MOST_LETTERS, min_width=160,
             )  # fmt: skip
             search = gr.Button("Search", variant="primary", scale=0, min_width=96, elem_id="search")

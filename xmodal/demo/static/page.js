@@ -29,6 +29,10 @@ function arrived() {
   document.title = shown.dataset.title;
   const address = addressOf(shown.dataset.address);
   if (!isVisit && address !== location.search) history.pushState(null, '', address);
+  // at the beginning a sentence is typed; not on a phone, whose keyboard would hide the photos
+  if (isVisit && shown.querySelector('.begin') && matchMedia('(hover: hover)').matches) {
+    document.querySelector('#text textarea')?.focus();
+  }
   isVisit = false;
   if (wasClicked) {
     scrollTo({ top: 0 });
