@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from xmodal.config.check import source_config
 from xmodal.config.evaluation import EvaluationOptions
 from xmodal.config.saved import with_overrides
 from xmodal.config.values import is_made_of, plain
@@ -23,7 +24,7 @@ from xmodal.errors import ConfigError, DataError, FeatureError, XmodalError
 from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.gallery import Gallery, rows_of_bank, split_of
-from xmodal.experiment.parts import Parts, source_config
+from xmodal.experiment.parts import Parts
 from xmodal.experiment.selection import left_out
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models import checkpoint
