@@ -9,7 +9,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.filesize import decimal
 
-from xmodal.config.command_line import compose_choice
 from xmodal.config.sources import CONF_DIR, ConfigSource
 from xmodal.config.values import plain
 from xmodal.doctor.disk import free_space, unwritable
@@ -38,8 +37,7 @@ def hub_cache() -> Iterator[Finding]:
 
 def options(side: str) -> list[str]:
     """The encoders of one side that may have published weights; read from their files, so that nothing is imported."""
-    files = {name: CONF_DIR / side / f"{name}.yaml" for name in ConfigSource().groups()[side]}
-    return [name for name, file in files.items() if "weights" in OmegaConf.load(file)]
+    return [name for name in ConfigSource().groups()[side] if "weights" in _file(side, name)]
 
 
 def encoder(cfg: DictConfig, side: str, option: str) -> Iterator[Finding]:
@@ -64,9 +62,15 @@ def encoder(cfg: DictConfig, side: str, option: str) -> Iterator[Finding]:
 
 def _settings(cfg: DictConfig, side: str, option: str) -> dict[str, Any]:
     """The option as it was configured, where it was chosen, else as its file has it; pretrained rather than random."""
-    default, chosen = compose_choice(cfg, side, option), plain(cfg[side])
-    config = chosen if chosen.get("_target_") == default["_target_"] else default
+    is_chosen = cfg[side].get("_target_") == _file(side, option)["_target_"]
+    config = plain((cfg if is_chosen else ConfigSource().load([f"{side}={option}"]))[side])
     return {**config, "weights": config["weights"] or _PRETRAINED}
+
+
+def _file(side: str, option: str) -> DictConfig:
+    found = OmegaConf.load(CONF_DIR / side / f"{option}.yaml")
+    assert isinstance(found, DictConfig)
+    return found
 
 
 def _getting(side: str, moved_by: str) -> str:
