@@ -50,6 +50,7 @@ def test_json_alone_is_printed_and_nothing_is_written(run: Run, flickr8k: Path, 
     ("words", "complaint"),
     [
         (["--thorogh"], "Did you mean '--thorough'?"),
+        (["data=flickr8k,scenes"], "one configuration at a time"),
         (["data=flicker8k"], "Did you mean 'flickr8k'"),
         (["--json", "data=flickr8k"], "xmodal doctor data=flickr8k --json"),
         (["--json", "no/such/folder.json"], "there is no folder"),

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from xmodal.config.command_line import compose
 from xmodal.config.sources import ConfigSource
 from xmodal.doctor import data, devices, disk, index_library, tracking, versions, weights
 from xmodal.doctor.finding import Finding, Look
+from xmodal.errors import ConfigError
 
 _CHOOSING = ("data.", "experiment=")  # words after which the configuration means a certain data set
 Examined = dict[str, list[Finding]]  # findings by section
@@ -27,7 +29,7 @@ def examine(overrides: Sequence[str], is_thorough: bool = False) -> Examined:
     Raises:
         ConfigError: faults of the overrides.
     """
-    cfg = compose(overrides)
+    cfg = _composed(overrides)
     looks = [*_versions(), *_devices(cfg), *_index(), *_tracking(cfg), *_weights(cfg, overrides)]
     looks += [*_data(cfg, overrides, is_thorough), Look("disk", "folders", partial(disk.folders, cfg))]
     examined: Examined = {look.section: [] for look in looks}
@@ -35,6 +37,13 @@ def examine(overrides: Sequence[str], is_thorough: bool = False) -> Examined:
         for look in looks:
             examined[look.section] += look.findings()
     return examined
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    try:
+        return compose(overrides)
+    except HydraException as error:  # what is left: lists and bounds, which make several configurations
+        raise ConfigError(f"{' '.join(overrides)}: one configuration at a time: give each key one value.") from error
 
 
 @contextmanager
