@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from xmodal.config.command_line import compose
+from xmodal.config.sources import ConfigSource
 from xmodal.doctor.examination import _data
 
 
@@ -21,7 +22,7 @@ def test_without_a_choice_all_are_looked_at_and_none_has_to_be_there(tmp_path: P
     overrides = [f"paths.data_dir={tmp_path}/none", f"paths.output_dir={tmp_path}/outputs"]
     place, *others = _data(compose(overrides), overrides, is_thorough=False)
     assert [line.mark for line in place.findings()] == ["missing"]  # since it was named
-    found = {line.what: line.mark for look in others for line in look.findings()}
-    assert found.pop("data=scenes") == "ok"
-    assert len(found) >= 5
-    assert set(found.values()) == {"optional"}
+    named = {look.what: look for look in others}
+    assert set(named) == {f"data={option}" for option in ConfigSource().groups()["data"]}
+    assert [line.mark for line in named["data=scenes"].findings()] == ["ok"]
+    assert [line.mark for line in named["data=coco"].findings()] == ["optional"]
