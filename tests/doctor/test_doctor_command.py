@@ -74,6 +74,7 @@ def with_broken(library: str, folder: Path, *words: str, **variables: str) -> su
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_with_a_broken_faiss_all_other_lines_are_there(flickr8k: Path, tmp_path: Path) -> None:
     bert = tmp_path / "home" / "hub" / "models--bert-base-uncased"
     (bert / "snapshots" / "1").mkdir(parents=True)
