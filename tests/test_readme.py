@@ -39,7 +39,8 @@ EVALUATION = [line for line in OF_RUNS if line not in ZERO_SHOT]
 REPORTS = [line for line in COMMANDS if line.startswith("xmodal report ")]
 DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
 SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
-KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING
+DOCTOR = [line for line in COMMANDS if line.startswith("xmodal doctor")]
+KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR
 OTHERS = [line for line in COMMANDS if line not in KNOWN]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
@@ -134,6 +135,18 @@ def test_help_explains_every_group_and_option_of_the_readme(run, outputs):
     table = [word for row in rows for cell in row for word in re.findall(r"`(\w+)`", cell)]
     assert len(table) > 30
     assert [word for word in table if word not in done.stdout] == []
+
+
+@pytest.mark.parametrize("line", DOCTOR)
+def test_doctor_line_runs(line, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    is_at_hand = "data=flickr8k" not in line or (Path(DATA) / "flickr8k" / "dataset.json").exists()
+    code = main(shlex.split(line)[1:])
+    told = capsys.readouterr().out + "".join(file.read_text() for file in tmp_path.glob("*.json"))
+    assert code == (0 if is_at_hand else 1), told
+    assert "torch with torchvision" in told
 
 
 def test_figures_are_filled_in():

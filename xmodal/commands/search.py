@@ -53,9 +53,11 @@ def add(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     """Search once for all queries; JSON alone goes to standard output where it is asked for."""
-    if faults := [*unknown(rest, parsed.parser), *_faults(parsed)]:
+    sentences = [*parsed.texts, *(word for word in rest if not word.startswith("-"))]  # those behind options
+    flags = [word for word in rest if word.startswith("-")]
+    if faults := [*unknown(flags, parsed.parser), *_faults(parsed, sentences)]:
         raise ConfigError(faults)
-    texts = [*parsed.texts, *_lines(parsed.queries)]
+    texts = [*sentences, *_lines(parsed.queries)]
     if not texts and not parsed.image:
         raise ConfigError("Say what to search for: a sentence in quotes, --image FILE, or --queries FILE.")
     from xmodal.experiment.evaluation import chosen_device
@@ -77,14 +79,14 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _faults(parsed: argparse.Namespace) -> list[str]:
+def _faults(parsed: argparse.Namespace, sentences: Sequence[str]) -> list[str]:
     faults = []
     if parsed.k < 1:
         faults.append(f"-k must be at least 1, found {parsed.k}.")
     if parsed.memory_gb is not None and not parsed.memory_gb > 0:
         faults.append(f"--memory-gb must be above 0, found {parsed.memory_gb}.")
     faults += [f"There is no photo {image}." for image in parsed.image if not image.is_file()]
-    faults += [f"Sentence {n} is empty." for n, text in enumerate(parsed.texts, 1) if not text.strip()]
+    faults += [f"Sentence {n} is empty." for n, text in enumerate(sentences, 1) if not text.strip()]
     if parsed.json not in (None, STDIN) and not Path(parsed.json).absolute().parent.is_dir():
         faults.append(f"--json {parsed.json}: there is no folder {Path(parsed.json).absolute().parent}.")
     if parsed.json not in (None, STDIN) and Path(parsed.json).is_dir():

@@ -13,7 +13,7 @@ from xmodal.config.annotations import Accepted, Signature, accepted, names_in, s
 from xmodal.config.compatible import incompatible
 from xmodal.config.sources import ConfigSource
 from xmodal.config.suggestions import did_you_mean
-from xmodal.config.values import absolute_paths, all_keys, has_key, is_made_of, is_stated, parts, value_of
+from xmodal.config.values import absolute_paths, all_keys, has_key, is_made_of, is_stated, parts, plain, value_of
 
 # Keys that are not a constructor's parameters (or whose constructor lies outside xmodal): type, least value.
 _SCHEMA: dict[str, tuple[str, int | None]] = {
@@ -90,6 +90,11 @@ NOT_PARAMETERS = {
     },
 }
 _HUGGING_FACE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def source_config(cfg: DictConfig) -> DictConfig:
+    """The data part without the keys that speak of loading, which the source itself does not take."""
+    return OmegaConf.create({key: value for key, value in plain(cfg.data).items() if key not in NOT_PARAMETERS["data"]})
 
 
 def check(cfg: DictConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """A query as the page asks it, and as an address says it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
@@ -105,8 +106,9 @@ def from_address(words: Mapping[str, str], splits: tuple[str, ...], targets: tup
 
 def bounded(k: object) -> int:
     """A number of results within bounds; what is none is the usual number."""
-    is_number = isinstance(k, (int, float)) and k == k  # NaN differs from itself
-    return int(min(max(k, FEW), MOST)) if is_number else USUAL
+    if not isinstance(k, int | float) or math.isnan(k):
+        return USUAL
+    return int(min(max(k, FEW), MOST))
 
 
 def _whole(word: str | None) -> int | None:

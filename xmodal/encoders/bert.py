@@ -11,8 +11,9 @@ from transformers import BertConfig, BertModel
 
 from xmodal.encoders.bert_files import from_files, identity, load_by_name, load_folder
 from xmodal.encoders.bert_tail import BertTail, WholeBert, blocks_of, is_faithful, without_last
-from xmodal.encoders.hub import kept_state, missing_folder, token_counts
+from xmodal.encoders.hub import kept_state, missing_folder, published_model, token_counts
 from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.published import Published
 from xmodal.encoders.trainable import marked, range_faults, trainable
 from xmodal.encoders.weights import PRETRAINED, check_probe, freeze, seeded
 from xmodal.encoders.wordpiece import train_vocabulary, vocabulary_of, wordpiece_tokenizer
@@ -120,6 +121,9 @@ class BertEncoder:
 
     def check(self) -> list[str]:
         return missing_folder(self.weights, _KEY, "a folder with config.json, weights and tokenizer")
+
+    def published(self) -> Published | None:
+        return published_model(self.weights, self.model, "text")
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load network and tokenizer, or make them: vocabulary from the captions, weights from the seed.

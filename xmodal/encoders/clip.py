@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from xmodal.encoders.clip_towers import ClipTower, absent_tower, embed, load_tower, tower_from_files
-from xmodal.encoders.hub import kept_state, token_counts
+from xmodal.encoders.hub import kept_state, published_model, token_counts
 from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.published import Published
 from xmodal.encoders.trainable import marked, trainable
 from xmodal.encoders.weights import check_probe, freeze, seeded
 from xmodal.encoders.wordpiece import train_vocabulary, vocabulary_of, wordpiece_tokenizer
@@ -108,6 +109,9 @@ class CLIPImageEncoder:
 
     def check(self) -> list[str]:
         return absent_tower(self.weights, "image_encoder")
+
+    def published(self) -> Published | None:
+        return published_model(self.weights, self.model, "image")
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load the weights; captions and cache are not needed.
@@ -253,6 +257,9 @@ class CLIPTextEncoder:
 
     def check(self) -> list[str]:
         return absent_tower(self.weights, "text_encoder")
+
+    def published(self) -> Published | None:
+        return published_model(self.weights, self.model, "text")
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load network and tokenizer, or make them: vocabulary from the captions, weights from the seed.

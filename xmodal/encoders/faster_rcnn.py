@@ -21,8 +21,10 @@ from torchvision.models.detection import (
 
 from xmodal.encoders.faster_rcnn_tail import BoxHeadTail, DetectorTail, box_layers, pooled_regions
 from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.published import Published, of_torch
 from xmodal.encoders.trainable import marked, range_faults, trainable
 from xmodal.encoders.weights import (
+    PRETRAINED,
     StateDict,
     absent,
     check_probe,
@@ -136,6 +138,9 @@ class FasterRCNNEncoder:
 
     def check(self) -> list[str]:
         return absent(self.weights, _KEY)
+
+    def published(self) -> Published | None:
+        return of_torch(_PUBLISHED[self.version].url) if self.weights == PRETRAINED else None
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load the weights; captions and cache are not needed."""

@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from xmodal.encoders.weights import UNREADABLE, first_line, frozen_state, three_ways_on, unreachable
+from xmodal.encoders.published import Published, of_transformers
+from xmodal.encoders.weights import PRETRAINED, UNREADABLE, first_line, frozen_state, three_ways_on, unreachable
 from xmodal.errors import WeightsError
 
 Loaded = TypeVar("Loaded")
@@ -31,6 +32,13 @@ def missing_folder(weights: str | None, key: str, folder: str) -> list[str]:
     return [
         f"{key}.weights: no folder {weights}; give {folder}, a Hugging Face name, pretrained, or null (random weights)."
     ]
+
+
+def published_model(weights: str | None, model: str, modality: str) -> Published | None:
+    """The model of the Hub that ``weights`` stands for (``pretrained``: ``model``); None for folders and null."""
+    if weights is None or looks_like_path(weights) or Path(weights).is_dir():
+        return None
+    return of_transformers(model if weights == PRETRAINED else weights, modality)
 
 
 def from_folder(folder: Path, key: str, load: Callable[[str, bool], Loaded]) -> Loaded:

@@ -9,13 +9,14 @@ from urllib.parse import urlparse
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 from jaxtyping import Bool, Float
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from xmodal.config.suggestions import did_you_mean
 from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.published import WEIGHT_FILES, Published, hub_file, of_timm, of_torch, torch_file
 from xmodal.encoders.trainable import make_buffers, marked, trainable
 from xmodal.encoders.weights import (
     PRETRAINED,
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 
 CHOICES = {"pooling": ("pooled", "grid")}
 _KEY = "image_encoder"
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the names that timm gives them on the Hub
 
 
 class TimmEncoder:
@@ -109,6 +109,13 @@ class TimmEncoder:
     def check(self) -> list[str]:
         faults = absent(self.weights, _KEY)
         return [f"{fault} The name of a model goes into {_KEY}.model." for fault in faults]
+
+    def published(self) -> Published | None:
+        source = _published(self.model)
+        repository, url = source.get("hf_hub_id"), source.get("url")
+        if self.weights != PRETRAINED or not (repository or url):
+            return None
+        return of_timm(str(repository)) if repository else of_torch(str(url))
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load the weights; captions and cache are not needed.
@@ -301,7 +308,7 @@ def _pretrained(model: str) -> nn.Module:
             f"{_KEY}.weights=pretrained: timm publishes no weights of {model}. Choose another model, a path, or null."
         )
     place = constants.HF_HUB_CACHE if repository else f"{torch.hub.get_dir()}/checkpoints"
-    file = _in_hub_cache(repository) if repository else _in_torch_cache(url)
+    file = hub_file(repository, WEIGHT_FILES) if repository else _in_torch_cache(url)
     fault = None if file else _no_network(constants.ENDPOINT if repository else url, bool(repository))
     try:
         if fault is None:
@@ -316,13 +323,8 @@ def _pretrained(model: str) -> nn.Module:
     raise three_ways_on(what, f"not in {place}, and {fault}", network, f"/path/to/{model}.safetensors", _KEY)
 
 
-def _in_hub_cache(repository: str) -> str | None:
-    found = (try_to_load_from_cache(repository, name) for name in _WEIGHT_FILES)
-    return next((file for file in found if isinstance(file, str)), None)
-
-
 def _in_torch_cache(url: str) -> Path | None:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    file = torch_file(url)
     return file if file.exists() else None
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torchvision.models import VGG, VGG16_Weights, VGG19_Weights, WeightsEnum, vgg16, vgg19
 
 from xmodal.encoders.protocol import TrainableLayers
+from xmodal.encoders.published import Published, of_torch
 from xmodal.encoders.trainable import marked, range_faults, trainable
 from xmodal.encoders.weights import (
+    PRETRAINED,
     StateDict,
     absent,
     check_probe,
@@ -92,6 +94,9 @@ class VGGEncoder:
 
     def check(self) -> list[str]:
         return absent(self.weights, _KEY)
+
+    def published(self) -> Published | None:
+        return of_torch(_PUBLISHED[self.depth].url) if self.weights == PRETRAINED else None
 
     def prepare(self, captions: Sequence[str], cache_dir: Path) -> None:
         """Load the weights; captions and cache are not needed."""

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from xmodal.encoders.published import torch_file
 from xmodal.errors import WeightsError
 
 StateDict = dict[str, Tensor]
@@ -96,8 +97,8 @@ def torchvision_state_dict(choice: WeightsEnum, key: str) -> StateDict:
     Raises:
         WeightsError: not in the cache, and no network; or a damaged file.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(urlparse(choice.url).path).name
+    file = torch_file(choice.url)
+    folder = file.parent
     fault = None if file.exists() else unreachable(choice.url)
     try:
         if fault is None:

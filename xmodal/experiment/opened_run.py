@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from xmodal.config.check import source_config
 from xmodal.config.evaluation import EvaluationOptions
 from xmodal.config.saved import with_overrides
 from xmodal.config.values import is_made_of, plain
@@ -22,7 +23,7 @@ from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError, DataError, FeatureError, XmodalError
 from xmodal.experiment.features import Dataset, features_of
 from xmodal.experiment.gallery import rows_of_bank
-from xmodal.experiment.parts import Parts, source_config
+from xmodal.experiment.parts import Parts
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models import checkpoint
 from xmodal.models.build import build_model

@@ -14,10 +14,10 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from xmodal.aggregators.mean import MeanAggregator
-from xmodal.config.check import NOT_PARAMETERS
+from xmodal.config.check import source_config
 from xmodal.config.command_line import compose_choice
 from xmodal.config.sources import absolute
 from xmodal.config.values import parts as nodes_with_targets
@@ -114,11 +114,6 @@ def trainer_of(cfg: DictConfig) -> pl.Trainer:
 def _computing(cfg: DictConfig) -> str:
     """In which format encoders will compute on their device; raises ConfigError where the device isn't there."""
     return used_precision(cfg.features.precision, local_device(cfg.features.device), cfg.features.dtype)
-
-
-def source_config(cfg: DictConfig) -> DictConfig:
-    """The data part without the keys that speak of loading, which the source itself does not take."""
-    return OmegaConf.create({key: value for key, value in plain(cfg.data).items() if key not in NOT_PARAMETERS["data"]})
 
 
 def query_encoder_config(cfg: DictConfig, modality: str) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
@@ -54,10 +53,12 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Operating system, processor, cores that this process may use, threads that torch takes, names of the GPUs."""
+    import torch
+
     return {
         "system": platform.platform(),
-        "processor": _processor(),
-        "cores": _cores(),
+        "processor": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
     }
@@ -100,8 +101,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    """Linux alone has its name in a file; Python's answer elsewhere."""
+def processor() -> str:
+    """Name of the processor: Linux alone has its name in a file; Python's answer elsewhere."""
     try:
         named = _CPU_NAME.search(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -109,5 +110,6 @@ def _processor() -> str:
     return named.group(1).strip() if named else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Number of those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from xmodal.aggregators.mean import MeanAggregator
+from xmodal.config.check import source_config
 from xmodal.config.command_line import compose
 from xmodal.config.evaluation import EvaluationOptions
 from xmodal.encoders.protocol import Encoder
@@ -21,7 +22,7 @@ from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.features import Dataset, features_of, load_dataset, prepare
 from xmodal.experiment.gallery import Gallery, rows_of_bank, split_of
 from xmodal.experiment.opened_run import constructed
-from xmodal.experiment.parts import Parts, source_config
+from xmodal.experiment.parts import Parts
 from xmodal.experiment.selection import left_out
 from xmodal.features.precomputed import PrecomputedFeatures
 from xmodal.models.tails import trainable_layers

@@ -1,7 +1,6 @@
 """A W&B run that begins without questions: online where there is a key, offline elsewhere."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from xmodal.tracking.axes import define_metrics
-from xmodal.tracking.key import has_key
+from xmodal.tracking.key import chosen_mode
 from xmodal.tracking.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def wandb_logger(
     import wandb
 
     chosen: Any = (
-        _mode(mode) if getattr(rank_zero_only, "rank", 0) == 0 else "disabled"
+        chosen_mode(mode) if getattr(rank_zero_only, "rank", 0) == 0 else "disabled"
     )  # one run, however many processes
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     run = wandb.init(
@@ -60,11 +59,3 @@ def wandb_logger(
     elif chosen == "online":
         log.info("W&B: %s", run.url)
     return WandbRun(run, keeps_artifacts=log_model is True or (log_model == "auto" and chosen == "online"))
-
-
-def _mode(mode: str) -> Any:
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
-    return "online" if has_key() else "offline"
