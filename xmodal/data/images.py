@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,7 +158,7 @@ def _not_empty(content: bytes) -> bytes:
 def _decoded(
     content: bytes,
     small_side: int | None = None,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     most_pixels: int | None = None,
 ) -> Image.Image:
     """The photo as RGB; JPEG at the least scale (down to an eighth) at which its sides keep ``small_side`` pixels."""

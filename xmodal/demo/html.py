@@ -10,6 +10,7 @@ from xmodal.demo.answer import Answer, text_of
 from xmodal.demo.collection import Collection
 from xmodal.demo.query import EVERYWHERE, Query
 from xmodal.search.items_table import Item
+from xmodal.search.manifest import Target
 
 _STATIC = files("xmodal.demo") / "static"
 _TITLE = "xmodal"
@@ -64,10 +65,9 @@ def start(collections: Sequence[Collection], query: Query) -> str:
     )
 
 
-def _drawn(collection: Collection, target: str, query: Query, count: int) -> list[Card]:
-    side = "captions" if target == "captions" else "images"
-    drawn = collection.some(side, query.split, count)
-    places = [None if side == "images" else collection.place_of(item, number) for item, number in drawn]
+def _drawn(collection: Collection, target: Target, query: Query, count: int) -> list[Card]:
+    drawn = collection.some(target, query.split, count)
+    places = [None if target == "images" else collection.place_of(item, number) for item, number in drawn]
     return [Card(item, place, collection.has_photo(item)) for (item, _), place in zip(drawn, places, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """The server of the page: Gradio, the photos and the map, on one address."""
 
+import logging
 import os
 import socket
 import tempfile
@@ -108,6 +109,11 @@ class Server(uvicorn.Server):
         if self.started:
             for opened in sockets or []:
                 print(f"The page is at {address(opened)} (Ctrl-C ends it)", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # streams to visitors who stay are cut off, which is no fault to be told with a traceback
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 def server(app: Application) -> Server:
