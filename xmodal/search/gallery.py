@@ -78,12 +78,15 @@ class NumberedGallery:
         return np.where(numbers < 0, np.float32(-np.inf), values), numbers
 
     def _search_all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._gpu is None or k > _MOST_ON_GPU:
+        """Rows are turned into numbers here: FAISS would start its threads for that, even for a single query."""
+        if self._numbers is None:
             values, numbers = self.index.search(queries, k)
             return values, numbers
-        with self._one_at_a_time:
-            values, rows = self._gpu.search(queries, k)
-        assert self._numbers is not None
+        if self._gpu is None or k > _MOST_ON_GPU:
+            values, rows = self._inner.search(queries, k)
+        else:
+            with self._one_at_a_time:
+                values, rows = self._gpu.search(queries, k)
         return values, np.where(rows < 0, rows, self._numbers[rows])
 
     def _search_some(
