@@ -136,7 +136,7 @@ def _first_of_block(block: Any, x: Tensor, mask: Tensor, attention: Tensor | Non
 
 def _first(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
     place = mask.int().argmax(dim=1)  # not 0: some tokenizers pad on the left
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
 
 
 def _shallow(module: Any) -> Any:

@@ -375,7 +375,7 @@ class CLIPImageTail(nn.Module):
     def forward(
         self, x: Float[Tensor, "B 1 P"], mask: Bool[Tensor, "B 1"]
     ) -> tuple[Float[Tensor, "B 1 F"], Bool[Tensor, "B 1"]]:
-        return embed(self.network, {"pixel_values": x.reshape(len(x), *self.shape)}).unsqueeze(1), mask
+        return embed(self.network, {"pixel_values": x.reshape(x.shape[0], *self.shape)}).unsqueeze(1), mask
 
 
 class CLIPTextTail(nn.Module):

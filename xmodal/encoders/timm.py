@@ -208,7 +208,7 @@ class TimmTail(nn.Module):
     def forward(
         self, x: Float[Tensor, "B 1 P"], mask: Bool[Tensor, "B 1"]
     ) -> tuple[Float[Tensor, "B M F"], Bool[Tensor, "B M"]]:
-        photos = x.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last)
+        photos = x.reshape(x.shape[0], *self.shape).contiguous(memory_format=torch.channels_last)
         vectors = _vectors(self.network, photos, self.pooling)
         return vectors, mask.expand(-1, vectors.shape[1])
 

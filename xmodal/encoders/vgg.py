@@ -182,7 +182,7 @@ class VGGTail(nn.Module):
         self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """Every set is whole (L vectors of one photo), or empty: a row that the mask leaves out."""
-        photos = x.transpose(1, 2).reshape(len(x), *self.shape)
+        photos = x.transpose(1, 2).reshape(x.shape[0], *self.shape)
         return self.layers(photos).unsqueeze(1), mask.any(dim=1, keepdim=True)
 
 
