@@ -60,9 +60,7 @@ class GPOAggregator(nn.Module):
         exists = torch.arange(weights.shape[1], device=x.device)[None, :] < mask.sum(dim=1)[:, None]
         return torch.einsum("bk,bdk->bd", weights.to(x.dtype), ranked.masked_fill(~exists.unsqueeze(1), 0.0))
 
-    def weights(
-        self, counts: Int[Tensor, "N"], longest: int | torch.SymInt | None = None
-    ) -> Float[Tensor, "N K"]:
+    def weights(self, counts: Int[Tensor, "N"], longest: int | torch.SymInt | None = None) -> Float[Tensor, "N K"]:
         """The weights of sets of so many vectors, zero behind the last; K is the largest count, or ``longest``."""
         longest = int(counts.max()) if longest is None else longest
         if longest == 0:

@@ -47,6 +47,9 @@ class _EveryLength(nn.Module):
 class _Affine(nn.Module):
     """What a batch normalisation is after training; torch's own asks whether its batch, here unknown, is empty."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, normalisation: BatchNorm) -> None:
         super().__init__()
         norm = normalisation.norm

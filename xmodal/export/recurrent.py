@@ -1,6 +1,7 @@
 """GRU and LSTM as the operators that ONNX has for them, which take the lengths of padded sequences."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -62,8 +63,8 @@ class OnnxRecurrent(nn.Module):
         )
         return states.transpose(1, 2).flatten(2), last
 
-    def _settings(self) -> dict[str, int | str]:
-        settings: dict[str, int | str] = {
+    def _settings(self) -> dict[str, Any]:
+        settings = {
             "hidden_size": self.hidden_size,
             "direction": "bidirectional" if self.bidirectional else "forward",
         }

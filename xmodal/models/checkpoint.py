@@ -52,7 +52,15 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEnco
         DataError: see `read`.
         WeightsError: an encoder with trainable layers is not to be had, or not the one that was trained.
     """
-    content = read(path, map_location)
+    return model_of(read(path, map_location), map_location)
+
+
+def model_of(content: dict[str, Any], map_location: str | torch.device = "cpu") -> DualEncoder:
+    """The trained model that the content of a checkpoint describes; see `load`.
+
+    Raises:
+        WeightsError: see `load`.
+    """
     encoders = QueryEncoders.from_checkpoint(content[CHECKPOINT_KEY])
     model = build_model(encoders.config)
     attach(model, tails_of({side: encoders.encoder(side) for side in encoders.fine_tuned}))
