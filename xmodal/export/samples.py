@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xmodal.encoders.protocol import Encoder
 from xmodal.models.tower import Tower
-from xmodal.types import FeatureSet, RaggedFeatures
+from xmodal.types import RaggedFeatures
 
 Sets = tuple[Tensor, Tensor]  # (B, L, C) and mask (B, L), of sizes that differ from batch to batch
 
@@ -47,10 +47,10 @@ def encoded_batches(encoder: Encoder) -> list[Sets]:
     return [padded([sets[row] for row in rows]) for rows in chosen] + [padded(with_empty)]
 
 
-def padded(sets: Sequence[FeatureSet]) -> Sets:
-    """Sets in one array, and which of its vectors exist."""
+def padded(sets: Sequence[Tensor]) -> Sets:
+    """Sets (n, C) in one array, and which of its vectors exist."""
     rows = np.arange(len(sets))
-    batch = RaggedFeatures.from_sets(sets).pad(rows, rows)
+    batch = RaggedFeatures.from_sets([found.numpy() for found in sets]).pad(rows, rows)
     return batch.x, batch.mask
 
 
