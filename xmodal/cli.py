@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from xmodal import __version__
-from xmodal.commands import compare, dashboard, doctor, evaluate, extract, features, index, report, search
+from xmodal.commands import compare, dashboard, doctor, evaluate, export, extract, features, index, report, search
 from xmodal.config import command_line
 from xmodal.errors import ConfigError, XmodalError
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="xmodal", description="Tools around train.py.")
     parser.add_argument("--version", action="version", version=f"xmodal {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (extract, features, evaluate, compare, report, dashboard, index, search, doctor):
+    for command in (extract, features, evaluate, compare, report, dashboard, index, search, export, doctor):
         command.add(commands)
     return parser
 
