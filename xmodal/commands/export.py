@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     """Export a checkpoint into the folders that were named: all of them, or none."""
     if faults := [*unknown(rest, parsed.parser), *_faults(parsed.onnx, parsed.safetensors)]:
         raise ConfigError(faults)
-    from xmodal.experiment.embedded_run import checkpoint_of
+    from xmodal.experiment.opened_run import checkpoint_of
     from xmodal.export.safetensors import write_safetensors
     from xmodal.models import checkpoint
 
