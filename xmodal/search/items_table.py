@@ -141,7 +141,7 @@ class IndexedItems:
         return self._splits[row] or ""
 
     def captions_at(self, row: int) -> tuple[str, ...]:
-        first, last = self._first_caption[row], self._first_caption[row + 1]
+        first, last = self._first_caption[row : row + 2].tolist()
         return tuple(self._captions[place] or "" for place in range(first, last))
 
     def numbers_of_captions(self, row: int) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class IndexedItems:
 
     def caption(self, number: int) -> str:
         """The caption of a vector."""
-        return self._captions[self._place_of_caption[number]] or ""
+        return self._captions[int(self._place_of_caption[number])] or ""
 
     def row(self, target: Target, number: int) -> int:
         """The row of the item that a vector belongs to."""
