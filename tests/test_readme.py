@@ -40,7 +40,8 @@ REPORTS = [line for line in COMMANDS if line.startswith("xmodal report ")]
 DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
 SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
 DOCTOR = [line for line in COMMANDS if line.startswith("xmodal doctor")]
-KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR
+SEARCHING = [line for line in COMMANDS if line.startswith(("xmodal index ", "xmodal search "))]
+KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR + SEARCHING
 OTHERS = [line for line in COMMANDS if line not in KNOWN]
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
@@ -81,6 +82,7 @@ def test_every_command_is_of_a_known_kind():
     assert len(REPORTS) >= 2
     assert len(DASHBOARDS) == 2
     assert len(SYNCING) == 2
+    assert len(SEARCHING) >= 7
 
 
 def shortened(line: str) -> tuple[str, ...]:
@@ -240,7 +242,7 @@ def test_python_block_evaluates_embeddings(made):
     names = dict(made.given)
     exec(block, names)
     assert names["result"].ranks["t2i"].shape == (8,)
-    assert len(python_blocks()) == 4
+    assert len(python_blocks()) == 5
 
 
 @pytest.mark.slow
@@ -259,6 +261,29 @@ def test_evaluation_line_runs(line, made, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ("i2t_R1" if words[1] == "compare" else "image → text") in printed
     assert "--json" not in words or json.loads(Path(words[words.index("--json") + 1]).read_text())
+
+
+@pytest.mark.slow
+def test_lines_about_indexes_and_the_python_block_run_in_their_order(made, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made.run, tmp_path / "outputs" / "runs" / "scenes" / made.run.name)
+    photo = next(made.scenes.rglob("*.jpg"))
+    for place in ("photos/001.jpg", "more_photos/002.jpg", "photo.jpg"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / place)
+    Path("sentences.txt").write_text("a red star\n\ntwo circles\na blue ring\na cross\n", encoding="utf-8")
+    printed = []
+    for line in SEARCHING:
+        words = shlex.split(line.replace("<run>", made.run.name).replace("outputs/scenes/<scene>.jpg", str(photo)))
+        assert main(words[1:]) == 0, capsys.readouterr().err
+        printed.append(capsys.readouterr().out)
+    assert json.loads(printed[2])["results"][0]["hits"][0]["caption"]
+    [block] = [block for block in python_blocks() if "import SearchEngine" in block]
+    exec(block.replace("<run>", made.run.name), {})
+    told = capsys.readouterr().out
+    assert ".jpg" in told.splitlines()[0]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from xmodal.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     extract,
     features,
     index,
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="xmodal", description="Tools around train.py.")
     parser.add_argument("--version", action="version", version=f"xmodal {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (extract, features, evaluate, compare, report, dashboard, index, search, demo, doctor):
+    for command in (extract, features, evaluate, compare, report, dashboard, index, search, demo, doctor, export):
         command.add(commands)
     return parser
 

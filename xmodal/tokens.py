@@ -2,7 +2,8 @@
 
 import re
 
-_WORD = re.compile(r"[^\W_]+")
+PATTERN = r"[^\W_]+"
+_WORD = re.compile(PATTERN)
 
 
 def tokenize(text: str) -> list[str]:

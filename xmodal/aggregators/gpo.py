@@ -5,10 +5,10 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.aggregators.masked_softmax import masked_softmax
 from xmodal.aggregators.positions import sinusoids
+from xmodal.aggregators.reading import all_states
 from xmodal.errors import ConfigError
 
 
@@ -48,21 +48,25 @@ class GPOAggregator(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         counts, which = mask.sum(dim=1).unique(return_inverse=True)
-        weights = self.weights(counts)[which]  # (B, K), K the longest length
+        return self.weighted(x, mask, self.weights(counts)[which])
+
+    def weighted(
+        self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"], weights: Float[Tensor, "B K"]
+    ) -> Float[Tensor, "B D"]:
+        """Every dimension sorted, then summed with these weights; no set has more than K vectors."""
         # sorted along the last dimension (0.2 s instead of 0.5 s on one core for 128 sets of 36 vectors, D 1024)
         kept = x.masked_fill(~mask.unsqueeze(-1), -math.inf).transpose(1, 2).contiguous()
         ranked = kept.sort(dim=2, descending=True).values[:, :, : weights.shape[1]]
-        exists = torch.arange(weights.shape[1], device=x.device)[None, :] < counts[which][:, None]
+        exists = torch.arange(weights.shape[1], device=x.device)[None, :] < mask.sum(dim=1)[:, None]
         return torch.einsum("bk,bdk->bd", weights.to(x.dtype), ranked.masked_fill(~exists.unsqueeze(1), 0.0))
 
-    def weights(self, counts: Int[Tensor, "N"]) -> Float[Tensor, "N K"]:
-        """The weights of sets of so many vectors, zero behind the last; K is the largest count."""
-        longest = int(counts.max())
+    def weights(self, counts: Int[Tensor, "N"], longest: int | torch.SymInt | None = None) -> Float[Tensor, "N K"]:
+        """The weights of sets of so many vectors, zero behind the last; K is the largest count, or ``longest``."""
+        longest = int(counts.max()) if longest is None else longest
         if longest == 0:
             return self.score.weight.new_zeros(len(counts), 0)
-        encodings = sinusoids(longest, self.gru.input_size, like=self.score.weight).expand(len(counts), -1, -1)
-        steps = counts.clamp(min=1).cpu()  # an empty sequence can't be packed
-        states, _ = self.gru(pack_padded_sequence(encodings, steps, batch_first=True, enforce_sorted=False))
-        forward, backward = pad_packed_sequence(states, batch_first=True)[0].chunk(2, dim=2)
+        encodings = sinusoids(longest, self.gru.input_size, like=self.score.weight).expand(counts.shape[0], -1, -1)
+        steps = counts.clamp(min=1)  # an empty sequence can't be read
+        forward, backward = all_states(self.gru, encodings, steps).chunk(2, dim=2)
         scores = self.score((forward + backward) / 2).squeeze(2) / self.temperature
         return masked_softmax(scores, torch.arange(longest, device=counts.device)[None, :] < counts[:, None])

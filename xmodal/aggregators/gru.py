@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from xmodal.aggregators.reading import all_states, last_states
 from xmodal.aggregators.sequences import between, without_gaps
 from xmodal.errors import ConfigError
 
@@ -63,10 +63,10 @@ class GRUAggregator(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
         sequence, lengths = self._sequence(x, mask)
-        steps = lengths.clamp(min=1).cpu()  # an empty sequence can't be packed: it reads a zero that no one looks at
-        states, last = self.gru(pack_padded_sequence(sequence, steps, batch_first=True, enforce_sorted=False))
+        steps = lengths.clamp(min=1)  # an empty sequence can't be read: it has a zero that no one looks at
         if self.pooling is not None:
-            return self.pooling(*self._states(states, lengths))
+            return self.pooling(*self._states(all_states(self.gru, sequence, steps), lengths))
+        last = last_states(self.gru, sequence, steps)
         joined = self._join(last[-2], last[-1]) if self.gru.bidirectional else last[-1]
         return joined.masked_fill((lengths == 0).unsqueeze(1), 0.0)
 
@@ -78,9 +78,8 @@ class GRUAggregator(nn.Module):
         return without_gaps(x.to(next(self.gru.parameters()).dtype), mask), mask.sum(dim=1)
 
     def _states(
-        self, packed: PackedSequence, lengths: Int[Tensor, "B"]
+        self, states: Float[Tensor, "B N S"], lengths: Int[Tensor, "B"]
     ) -> tuple[Float[Tensor, "B N H"], Bool[Tensor, "B N"]]:
-        states, _ = pad_packed_sequence(packed, batch_first=True)
         exists = torch.arange(states.shape[1], device=states.device)[None, :] < lengths[:, None]
         return (self._join(*states.chunk(2, dim=2)) if self.gru.bidirectional else states), exists
 

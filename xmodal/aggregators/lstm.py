@@ -3,8 +3,8 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
+from xmodal.aggregators.reading import last_states
 from xmodal.aggregators.sequences import between
 from xmodal.errors import ConfigError
 
@@ -41,8 +41,5 @@ class LSTMAggregator(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
         sequence, lengths = between(self.bos, self.eos, x, mask)
-        # Packed, steps of short sets are skipped: 300 ms against 390 ms per training step on one core for 128
-        # captions of 2 to 34 vectors (D 50, hidden size 512), and the backward reading needs it anyway.
-        packed = pack_padded_sequence(sequence, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        last = self.lstm(packed)[1][0]  # (layers · directions, B, hidden_size)
+        last = last_states(self.lstm, sequence, lengths)
         return torch.cat((last[-2], last[-1]), dim=1) if self.lstm.bidirectional else last[-1]

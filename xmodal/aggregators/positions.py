@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def sinusoids(count: int, width: int, like: Tensor) -> Float[Tensor, "N W"]:
+def sinusoids(count: int | torch.SymInt, width: int, like: Tensor) -> Float[Tensor, "N W"]:
     """Encodings of the positions 0 … count − 1, of the type and on the device of ``like``.
 
     ``p[k, 2i] = sin(k / 10000^(2i/W))`` and ``p[k, 2i + 1] = cos(k / 10000^(2i/W))``.

@@ -25,5 +25,5 @@ def between(
     counts = mask.sum(dim=1)
     sequence = without_gaps(x.to(first.dtype), mask, before=1, behind=1)
     sequence[:, 0] = first
-    sequence[torch.arange(len(x), device=x.device), counts + 1] = last
+    sequence[torch.arange(x.shape[0], device=x.device), counts + 1] = last
     return sequence, counts + 2

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from xmodal.encoders.bert_files import from_files, identity, load_by_name, load_folder
-from xmodal.encoders.bert_tail import BertTail, WholeBert, blocks_of, is_faithful, without_last
-from xmodal.encoders.hub import kept_state, missing_folder, published_model, token_counts
+from xmodal.encoders.bert_tail import BertFront, BertTail, WholeBert, blocks_of, is_faithful, without_last
+from xmodal.encoders.hub import kept_state, missing_folder, published_model, saved_files, token_counts
+from xmodal.encoders.portable import PortableEncoder
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.published import Published
 from xmodal.encoders.trainable import marked, range_faults, trainable
@@ -172,6 +173,17 @@ class BertEncoder:
         self._parts()
         assert self._end is not None
         return trainable(self._end)
+
+    def portable(self) -> PortableEncoder:
+        names = ("input_ids", "attention_mask")
+        tokenizer = self.tokenizer  # says what to do where there is none yet
+        return PortableEncoder(
+            BertFront(self._frozen_part, self._end if self.trainable_layers == 0 else None),
+            dict.fromkeys(names, ("batch", "length")),
+            lambda batch: tuple(self.collate(batch)[name] for name in names),
+            {"tokenizer": "text_tokenizer", "padding": "longest", "truncation": True, "max_length": self.max_length},
+            {f"text_tokenizer/{name}": content for name, content in saved_files(tokenizer).items()},
+        )
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)

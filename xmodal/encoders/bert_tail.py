@@ -5,7 +5,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -48,6 +48,29 @@ class BertTail(nn.Module):
         if not len(self.blocks):
             return None
         return create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=mask)
+
+
+class BertFront(nn.Module):
+    """A text encoder up to its cut: token ids and mask (B, L) → sets.
+
+    Args:
+        network: what runs before the cut; None: the sets are the token ids (B, L, 1).
+        end: what makes sets of its hidden states; None: the sets are those.
+    """
+
+    def __init__(self, network: Any, end: nn.Module | None) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.end = end
+
+    def forward(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B M D"], Bool[Tensor, "B M"]]:
+        mask = attention_mask.bool()
+        if self.network is None:
+            return input_ids.float().unsqueeze(2), mask
+        hidden = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return (hidden, mask) if self.end is None else self.end(hidden, mask)
 
 
 class WholeBert(nn.Module):
@@ -136,7 +159,7 @@ def _first_of_block(block: Any, x: Tensor, mask: Tensor, attention: Tensor | Non
 
 def _first(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
     place = mask.int().argmax(dim=1)  # not 0: some tokenizers pad on the left
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
 
 
 def _shallow(module: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from xmodal.encoders.clip_towers import ClipTower, absent_tower, embed, load_tower, tower_from_files
-from xmodal.encoders.hub import kept_state, published_model, token_counts
+from xmodal.encoders.hub import kept_state, published_model, saved_files, token_counts
+from xmodal.encoders.portable import PhotoSets, PortableEncoder, pixels_alone
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.published import Published
 from xmodal.encoders.trainable import marked, trainable
@@ -143,6 +144,16 @@ class CLIPImageEncoder:
         """The whole tower, with weights of its own."""
         side = self.network.config.image_size
         return CLIPImageTail(trainable(self.network), (3, side, side), self._tower().width)
+
+    def portable(self) -> PortableEncoder:
+        processor, side = self._tower().processor, self.network.config.image_size
+        return PortableEncoder(
+            pixels_alone() if self.trainable_layers == "all" else PhotoSets(self.network, _embedded_photos),
+            {"pixels": ("batch", 3, side, side)},
+            lambda batch: (self.collate(batch),),
+            {"image_processor": "image_processor"},
+            {f"image_processor/{name}": content for name, content in saved_files(processor).items()},
+        )
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
@@ -316,6 +327,24 @@ class CLIPTextEncoder:
         has_mask = self._tower().family == "clip"
         return CLIPTextTail(trainable(self.network), self.tokenizer.pad_token_id, has_mask, self._tower().width)
 
+    def portable(self) -> PortableEncoder:
+        is_siglip = self._tower().family == "siglip"
+        axes: dict[str, tuple[int | str, ...]] = {"input_ids": ("batch", self._positions() if is_siglip else "length")}
+        if not is_siglip:
+            axes["attention_mask"] = ("batch", "length")
+        return PortableEncoder(
+            _TextSets(self.network, is_pooled=self.trainable_layers == 0),
+            axes,
+            lambda batch: tuple(self.collate(batch)[name] for name in axes),
+            {
+                "tokenizer": "text_tokenizer",
+                "padding": "max_length" if is_siglip else "longest",
+                "truncation": True,
+                "max_length": self._positions(),
+            },
+            {f"text_tokenizer/{name}": content for name, content in saved_files(self.tokenizer).items()},
+        )
+
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
 
@@ -364,6 +393,28 @@ class CLIPTextEncoder:
         return ClipTower("text", freeze(network), tokenizer)
 
 
+def _embedded_photos(network: Any, photos: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 F"]:
+    return embed(network, {"pixel_values": photos}).unsqueeze(1)
+
+
+class _TextSets(nn.Module):
+    """Token ids and, where the network has one, their mask → a set of one embedding, or of the ids themselves."""
+
+    def __init__(self, network: nn.Module, is_pooled: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.is_pooled = is_pooled
+
+    def forward(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"] | None = None
+    ) -> tuple[Float[Tensor, "B M F"], Bool[Tensor, "B M"]]:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not self.is_pooled:
+            return input_ids.float().unsqueeze(2), mask.bool()
+        inputs = {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask})
+        return embed(self.network, inputs).unsqueeze(1), mask.bool().any(dim=1, keepdim=True)
+
+
 class CLIPImageTail(nn.Module):
     """A whole image tower: sets of one vector of pixel values → a set of one embedding.
 
@@ -382,7 +433,7 @@ class CLIPImageTail(nn.Module):
     def forward(
         self, x: Float[Tensor, "B 1 P"], mask: Bool[Tensor, "B 1"]
     ) -> tuple[Float[Tensor, "B 1 F"], Bool[Tensor, "B 1"]]:
-        return embed(self.network, {"pixel_values": x.reshape(len(x), *self.shape)}).unsqueeze(1), mask
+        return embed(self.network, {"pixel_values": x.reshape(x.shape[0], *self.shape)}).unsqueeze(1), mask
 
 
 class CLIPTextTail(nn.Module):

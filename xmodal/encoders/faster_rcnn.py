@@ -20,6 +20,7 @@ from torchvision.models.detection import (
 )
 
 from xmodal.encoders.faster_rcnn_tail import BoxHeadTail, DetectorTail, box_layers, pooled_regions
+from xmodal.encoders.portable import PortableEncoder
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.published import Published, of_torch
 from xmodal.encoders.trainable import marked, range_faults, trainable
@@ -36,7 +37,7 @@ from xmodal.encoders.weights import (
     resolve,
     seeded,
 )
-from xmodal.errors import ConfigError
+from xmodal.errors import ConfigError, FeatureError
 from xmodal.types import FeatureSet
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,12 @@ class FasterRCNNEncoder:
         for rows in rows_of_size.values():
             sets.update(zip(rows, self._encode_same_size([batch[row] for row in rows]), strict=True))
         return [sets[row] for row in range(len(batch))]
+
+    def portable(self) -> PortableEncoder:
+        raise FeatureError(
+            "Faster R-CNN scales each photo by its own size and goes on with as many boxes as it finds, steps that "
+            "torch.export can't follow."
+        )
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)

@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xmodal.atomic import complete_file
+from xmodal.encoders.portable import PortableEncoder, portable_words
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.trainable import marked, range_faults
 from xmodal.encoders.weights import UNREADABLE, first_line
 from xmodal.encoders.word_sets import distinct, sets_of
 from xmodal.encoders.word_vectors import WordVectors, read_vectors, train_vectors, unusable
-from xmodal.errors import ConfigError, WeightsError
+from xmodal.errors import ConfigError, FeatureError, WeightsError
 from xmodal.tokens import tokenize
 from xmodal.types import FeatureSet
 
@@ -193,6 +194,15 @@ class FastTextEncoder:
         """The trained words' vectors, to begin with those of the table."""
         _, vectors = self.table.known(self._trained_words)
         return WordTableTail(torch.from_numpy(vectors.copy()))
+
+    def portable(self) -> PortableEncoder:
+        if self.table.ngrams is not None:
+            raise FeatureError(
+                "FastText makes the vector of a word that it does not know from the word's character n-grams, which is "
+                "no network; a table without n-grams (.vec, or max_n=0) would be."
+            )
+        names, vectors = self.known(self.table.words)
+        return portable_words(torch.from_numpy(vectors), {name: row for row, name in enumerate(names)}, None)
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move: words are looked up on the CPU."""

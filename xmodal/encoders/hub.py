@@ -84,11 +84,16 @@ def kept_state(network: Any, processor: Any, is_of_folder: bool) -> dict[str, An
 
 def files_of(network: Any, processor: Any) -> dict[str, Tensor]:
     """Configuration and tokenizer (or image processor) as the bytes of the files that ``save_pretrained`` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        network.config.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        written = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    written = saved_files(network.config, processor)
     return {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in written.items()}
+
+
+def saved_files(*parts: Any) -> dict[str, bytes]:
+    """The files that ``save_pretrained`` of all these writes, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            part.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
 
 
 @contextmanager

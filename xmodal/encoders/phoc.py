@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from xmodal.encoders.portable import PortableEncoder
 from xmodal.encoders.word_sets import sets_of
-from xmodal.errors import ConfigError
+from xmodal.errors import ConfigError, FeatureError
 from xmodal.tokens import tokenize
 from xmodal.types import FeatureSet
 
@@ -101,6 +102,9 @@ class PhocEncoder:
 
     def encode(self, batch: list[list[str]]) -> list[FeatureSet]:
         return sets_of(self, batch)
+
+    def portable(self) -> PortableEncoder:
+        raise FeatureError("PHOC spells words out by a rule, which is no network.")
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move: words are spelled on the CPU."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from xmodal.config.suggestions import did_you_mean
+from xmodal.encoders.portable import PhotoSets, PortableEncoder, pixels_alone
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.published import WEIGHT_FILES, Published, hub_file, of_timm, of_torch, torch_file
 from xmodal.encoders.trainable import make_buffers, marked, trainable
@@ -131,7 +133,7 @@ class TimmEncoder:
         used = {
             "encoder": "TimmEncoder",
             "model": self.model.partition(".")[0],
-            "input": {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self._input.items())},
+            "input": self._fed_with(),
             "pooling": self.pooling,
             "weights": digest(self.network.state_dict()),
         }
@@ -159,6 +161,15 @@ class TimmEncoder:
         make_buffers(network, _unused(network, size, self.pooling))
         return TimmTail(network, self.pooling, size, self._output_shape[1])
 
+    def portable(self) -> PortableEncoder:
+        is_pixels, network = self.trainable_layers == "all", self.network
+        return PortableEncoder(
+            pixels_alone() if is_pixels else PhotoSets(network, partial(_vectors, pooling=self.pooling)),
+            {"pixels": ("batch", *self._input["input_size"])},
+            lambda batch: (torch.stack(batch),),
+            {"timm": self._fed_with(), "divide_by": 255},
+        )
+
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
 
@@ -169,6 +180,10 @@ class TimmEncoder:
         network = self._obtain(state.get("weights"))
         check_probe(network, state, self.model)
         self._set(network)
+
+    def _fed_with(self) -> dict[str, Any]:
+        """timm's data configuration of the model; JSON-able."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self._input.items())}
 
     @property
     def _output_shape(self) -> tuple[int, int]:
@@ -215,7 +230,7 @@ class TimmTail(nn.Module):
     def forward(
         self, x: Float[Tensor, "B 1 P"], mask: Bool[Tensor, "B 1"]
     ) -> tuple[Float[Tensor, "B M F"], Bool[Tensor, "B M"]]:
-        photos = x.reshape(len(x), *self.shape).contiguous(memory_format=torch.channels_last)
+        photos = x.reshape(x.shape[0], *self.shape).contiguous(memory_format=torch.channels_last)
         vectors = _vectors(self.network, photos, self.pooling)
         return vectors, mask.expand(-1, vectors.shape[1])
 

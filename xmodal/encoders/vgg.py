@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import VGG, VGG16_Weights, VGG19_Weights, WeightsEnum, vgg16, vgg19
 
+from xmodal.encoders.portable import PhotoSets, PortableEncoder, pixels_alone
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.published import Published, of_torch
 from xmodal.encoders.trainable import marked, range_faults, trainable
@@ -126,12 +127,30 @@ class VGGEncoder:
             return list(photos.float().cpu().flatten(1).unsqueeze(1))
         device = next(self.network.parameters()).device
         layers = _layers(self.network)[: self._cut()]
-        found = layers(photos.to(device, memory_format=torch.channels_last)).float()
-        return list(found.flatten(2).transpose(1, 2).cpu() if found.ndim == 4 else found.unsqueeze(1).cpu())
+        return list(_sets(layers, photos.to(device, memory_format=torch.channels_last)).float().cpu())
 
     def tail(self) -> "VGGTail":
         """The layers from the cut to fc7 after ReLU, with weights of their own."""
         return VGGTail(trainable(_layers(self.network)[self._cut() :]), self._shape_at_cut)
+
+    def portable(self) -> PortableEncoder:
+        layers = _layers(self.network)[: self._cut()]
+        chosen = _PUBLISHED[16].transforms()
+        preprocessing = {
+            "resize_shorter_side": chosen.resize_size[0],
+            "interpolation": chosen.interpolation.value,
+            "antialias": chosen.antialias,
+            "center_crop": chosen.crop_size[0],
+            "divide_by": 255,
+            "mean": chosen.mean,
+            "std": chosen.std,
+        }
+        return PortableEncoder(
+            pixels_alone() if self.trainable_layers == "all" else PhotoSets(layers, _sets),
+            {"pixels": ("batch", *_PIXELS)},
+            lambda batch: (torch.stack(batch),),
+            preprocessing,
+        )
 
     def to(self, device: torch.device | str) -> None:
         self.network.to(device)
@@ -187,13 +206,19 @@ class VGGTail(nn.Module):
         self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """Every set is whole (L vectors of one photo), or empty: a row that the mask leaves out."""
-        photos = x.transpose(1, 2).reshape(len(x), *self.shape)
+        photos = x.transpose(1, 2).reshape(x.shape[0], *self.shape)
         return self.layers(photos).unsqueeze(1), mask.any(dim=1, keepdim=True)
 
 
 def _layers(network: VGG) -> nn.Sequential:
     """The network to fc7 after ReLU as one chain of modules, which it shares."""
     return nn.Sequential(*network.features, network.avgpool, nn.Flatten(), *network.classifier[:_FC7_AFTER_RELU])
+
+
+def _sets(layers: nn.Module, photos: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n C"]:
+    """What layers make of photos: one vector each, or those of a map."""
+    found: Tensor = layers(photos)
+    return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found.unsqueeze(1)
 
 
 def _cut(layers: nn.Sequential, trainable_layers: TrainableLayers) -> int:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from xmodal.encoders.portable import PortableEncoder, portable_words
 from xmodal.encoders.protocol import TrainableLayers
 from xmodal.encoders.trainable import marked
 from xmodal.encoders.word_vectors import WordVectors, read_vectors, stated_width, unusable
@@ -161,6 +162,10 @@ class WordsEncoder:
         if self._given is not None:
             table[[self.vocabulary[word] for word in self._given.words]] = torch.from_numpy(self._given.vectors)
         return WordEmbeddings(table, self.word_dropout)
+
+    def portable(self) -> PortableEncoder:
+        numbers = torch.arange(len(self.vocabulary) + 1, dtype=torch.float32)
+        return portable_words(numbers.unsqueeze(1), self.vocabulary, UNKNOWN)
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move: words are numbered on the CPU."""

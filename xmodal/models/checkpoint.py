@@ -78,7 +78,11 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> DualEnco
 
 
 def model_of(content: Mapping[str, Any], map_location: str | torch.device = "cpu") -> DualEncoder:
-    """The same, from what `read` gave."""
+    """The trained model that the content of a checkpoint describes; see `load`.
+
+    Raises:
+        WeightsError: see `load`.
+    """
     encoders = QueryEncoders.from_checkpoint(content[CHECKPOINT_KEY])
     model = build_model(encoders.config)
     attach(model, tails_of({side: encoders.encoder(side) for side in encoders.fine_tuned}))

@@ -141,7 +141,7 @@ class IndexedItems:
         return self._splits[row] or ""
 
     def captions_at(self, row: int) -> tuple[str, ...]:
-        first, last = self._first_caption[row], self._first_caption[row + 1]
+        first, last = self._first_caption[row : row + 2].tolist()
         return tuple(self._captions[place] or "" for place in range(first, last))
 
     def numbers_of_captions(self, row: int) -> tuple[int, ...]:
