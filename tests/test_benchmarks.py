@@ -173,3 +173,16 @@ def test_evaluation_against_other_ways_to_the_same_ranks(start: Callable[..., An
     warm, fresh, embeddings = map(float, peak.groups())
     assert embeddings == pytest.approx((70 + 350) * 256 * 4 / 2**20, abs=0.05)
     assert embeddings < warm <= fresh < 200
+
+
+@pytest.mark.slow
+def test_the_page_under_load(run: Callable[..., str]) -> None:
+    pytest.importorskip("gradio")
+    printed = run("demo_load.py", "--items=20", "--users=3", "--searches=4")
+    names = ("bare, encoding", "bare, searching", "bare, both", "page, one user", "page, 3 users at once")
+    for name in names:
+        found = re.search(rf"^{name}: p50 ([\d.]+) ms, p95 ([\d.]+) ms", printed, re.MULTILINE)
+        assert found is not None, name
+        assert 0 < float(found[1]) <= float(found[2])
+    assert "20 photos and 100 captions, 3 users × 4 searches" in printed
+    assert "12 searches, no error" in printed

@@ -237,3 +237,36 @@ def test_real_photos_are_checked(real_data: Path, tmp_path: Path) -> None:
 def test_a_full_disk_is_named_by_the_folder_and_its_setting(tmp_path: Path) -> None:
     with pytest.raises(XmodalError, match=r"No space left for /dev .* another disk: paths\.cache_dir="):
         examine_images([jpeg(tmp_path / "a.jpg")], Path("/dev/full"), progress=False)
+
+
+def test_a_photo_of_a_stranger_is_read_like_any_other(tmp_path: Path) -> None:
+    path = jpeg(tmp_path / "a.jpg")
+    assert np.array_equal(np.asarray(images.read_untrusted(path.read_bytes(), 32 * 48)), pixels(path))
+
+
+def test_a_photo_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    content = jpeg(tmp_path / "a.jpg").read_bytes()
+    with pytest.raises(DataError, match=r"This photo has 48 × 32 pixels, more than the 0 million that are taken\."):
+        images.read_untrusted(content[:700], 32 * 48 - 1)  # of which nothing could be decoded
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"<svg/>", b"text"])
+def test_only_photos_of_strangers_are_read(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"no image in a known format\)\. Send another: JPEG, PNG"):
+        images.read_untrusted(content, 100)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_small_photo_keeps_its_shape(tmp_path: Path, file_format: str) -> None:
+    Image.new("RGB", (400, 200), "teal").save(tmp_path / "a", file_format)
+    small = images.read_small(tmp_path / "a", 50)
+    assert small.size == (50, 25)
+    assert np.abs(np.asarray(small, dtype=int) - (0, 128, 128)).max() <= 3
+
+
+def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="is no file"):
+        images.read_small(tmp_path / "pipe.jpg", 50)
+    with pytest.raises(DataError, match="x{200}"):
+        images.read_small(Path("x" * 5000), 50)

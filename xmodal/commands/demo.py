@@ -59,8 +59,11 @@ def _serve(parsed: argparse.Namespace, opened: Any) -> None:
         SearchEngine.open(folder, device=parsed.device, memory_gb=parsed.memory_gb, **settings)
         for folder in parsed.index
     ]
+    collections = [Collection(engine) for engine in engines]
+    for collection in collections:
+        collection.warm_up()
     with folder_of_uploads() as folder:
-        app = application([Collection(engine) for engine in engines], folder)
+        app = application(collections, folder)
         server(app).run(sockets=[opened])
 
 

@@ -1,13 +1,16 @@
 """An opened index, and what a page often asks of it."""
 
 import random
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
+from PIL import Image
 
 from xmodal.demo.query import EVERYWHERE
+from xmodal.errors import XmodalError
 from xmodal.search.engine import SearchEngine
 from xmodal.search.items_table import Item
 from xmodal.search.manifest import TARGETS, Target
@@ -30,6 +33,15 @@ class Collection:
         counts = engine.manifest.counts
         self.targets: tuple[Target, ...] = tuple(target for target in TARGETS if counts[target])
         self._numbers = lru_cache(maxsize=32)(self.items.numbers)
+
+    def warm_up(self) -> None:
+        """Make the encoders ready, which takes a moment that the first visitor need not wait."""
+        for encode in (
+            lambda: self.engine.encode_texts(["a photo"]),
+            lambda: self.engine.encode_images([Image.new("RGB", (64, 64))]),
+        ):
+            with suppress(XmodalError):  # one that can't encode is told of when it is asked to
+                encode()
 
     def numbers(self, target: Target, split: str) -> Int[np.ndarray, "n"]:
         """Numbers of the vectors that a search would look through."""
