@@ -283,8 +283,7 @@ def run_folder(cfg: DictConfig) -> Path:
 def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:
     config = resolved(cfg)
     config["query_encoders"] = {side: query_encoder_config(cfg, side) for side in ("image", "text")}
-    encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
-    prepared = {side: e for side, e in encoders.items() if not isinstance(e, PrecomputedFeatures)}
+    prepared = {side: e for side, e in parts.encoders.items() if not isinstance(e, PrecomputedFeatures)}
     for side, maker in parts.makers.items():
         maker.prepare([], Path(cfg.paths.cache_dir))
         _compare_widths(side, maker.feature_dim, cfg.model[f"{side}_tower"].feature_dim)
