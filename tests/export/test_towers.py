@@ -16,40 +16,37 @@ from xmodal.models.tower import Tower
 GROUPS = ConfigSource().groups()
 NEEDED = {"transformer": ["image_aggregator.hidden_size=16"], "gru": ["image_aggregator.hidden_size=16"]}
 ALONE = {name: [f"image_aggregator={name}", *NEEDED.get(name, [])] for name in GROUPS["image_aggregator"]}
+BOTH_WAYS = [f"image_aggregator.{setting}" for setting in ("num_layers=2", "bidirectional=true")]
 POOLED = {
-    f"gru with {name}": [*ALONE["gru"], f"image_aggregator/pooling={name}"]
+    f"gru, both ways, with {name}": [
+        *ALONE["gru"],
+        *BOTH_WAYS,
+        "image_aggregator.directions=mean",
+        f"image_aggregator/pooling={name}",
+    ]
     for name in GROUPS["image_aggregator/pooling"]
 }
-VECTORS = "model/image_tower/vector_projection=mlp"
 VARIANTS = {
-    "gru, two layers, both ways": [
-        *ALONE["gru"],
-        *(f"image_aggregator.{setting}" for setting in ("num_layers=2", "bidirectional=true", "directions=mean")),
-    ],
-    "gru without ends, pooled": [*ALONE["gru"], "image_aggregator.boundaries=false", "image_aggregator/pooling=max"],
-    "lstm, two layers, both ways": [*ALONE["lstm"], "image_aggregator.num_layers=2", "image_aggregator.bidirectional=true"],
-    "transformer with positions": [
+    "gru without ends": [*ALONE["gru"], "image_aggregator.boundaries=false"],
+    "lstm, both ways": [*ALONE["lstm"], *BOTH_WAYS],
+    "transformer with positions, gpo": [
         *ALONE["transformer"],
         *(f"image_aggregator.{setting}" for setting in ("positions=sinusoidal", "norm_first=true")),
         "image_aggregator/pooling=gpo",
     ],
     "learned positions, fewer than vectors": [
         *ALONE["transformer"],
-        "image_aggregator.positions=learned",
-        "image_aggregator.max_positions=5",
+        *(f"image_aggregator.{setting}" for setting in ("positions=learned", "max_positions=5")),
     ],
     "vectors projected with batch norm": [
-        "image_aggregator=gpo",
-        VECTORS,
-        "model.image_tower.vector_projection.batch_norm=true",
-        "model.image_tower.vector_projection.residual=true",
+        *("image_aggregator=gpo", "model/image_tower/vector_projection=mlp"),
+        *(f"model.image_tower.vector_projection.{setting}=true" for setting in ("batch_norm", "residual")),
     ],
-    "batch norm and residual": [
-        "model.image_tower.projection.batch_norm=true",
-        "model.image_tower.projection.residual=true",
+    "batch norm, residual, no standardizer, no unit length": [
+        *(f"model.image_tower.projection.{setting}=true" for setting in ("batch_norm", "residual")),
+        *(f"model.image_tower.{setting}=false" for setting in ("standardize", "normalize")),
     ],
-    "no standardizer, no unit length": ["model.image_tower.standardize=false", "model.image_tower.normalize=false"],
-}  # fmt: skip
+}
 CASES = ALONE | POOLED | VARIANTS
 
 
