@@ -110,7 +110,9 @@ def test_thumbnails_are_small_and_the_right_way_up(make_run, told, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (600, 400), "teal").save(tmp_path / "photo.jpg", exif=exif)
-    found = re.search(r'href="data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', page(make_run("run"), told))
+    found = re.search(
+        r'href="data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', page(make_run("run"), told)
+    )
     with Image.open(BytesIO(base64.b64decode(found[1]))) as small:
         assert small.size == (int(found[2]), int(found[3]))
         assert small.height > small.width
