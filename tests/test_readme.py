@@ -85,9 +85,14 @@ def test_every_command_is_of_a_known_kind():
 def shortened(line: str) -> tuple[str, ...]:
     words = [word for word in shlex.split(line)[1:] if word != "debug=fast"]
     short = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"] if "debug=overfit" in line else ["debug=fast"]
-    few = ["embedding_dim=256,4096", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
+    few = ["embedding_dim=256,512", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
     words = [word for word in words if not (few and word.startswith("text_aggregator="))]
-    return *words, *short, *few, *([] if "data=" in line else FEW_SCENES)
+    scenes = [] if "data=" in line else FEW_SCENES
+    light = ["image_encoder=timm", "image_encoder.model=resnet10t"] if line not in TRAINING[:2] else []
+    light = (
+        [] if "encoder" in line else light
+    )  # VGG takes seconds, and whatever the rest of these lines is about goes with any
+    return *words, *short, *few, *scenes, *light
 
 
 @pytest.mark.slow
