@@ -24,8 +24,8 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs a process per core
 
-# Modules that state shapes. To check a call costs as much as a hundred lines do, so that those which handle settings, words
-# and files are left to mypy, which sees all there is to see of them.
+# Modules that state shapes. To check a call costs as much as a hundred lines do, so that those which handle settings,
+# words and files are left to mypy, which sees all there is to see of them.
 SOURCES = Path(__file__).resolve().parents[1]
 SHAPED = [
     ".".join(file.relative_to(SOURCES).with_suffix("").parts)

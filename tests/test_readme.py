@@ -41,6 +41,7 @@ DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
 SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
 KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING
 OTHERS = [line for line in COMMANDS if line not in KNOWN]
+LIGHT = ["image_encoder=timm", "image_encoder.model=resnet10t"]  # VGG takes seconds, beside what most lines are about
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -88,11 +89,7 @@ def shortened(line: str) -> tuple[str, ...]:
     few = ["embedding_dim=256,512", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
     words = [word for word in words if not (few and word.startswith("text_aggregator="))]
     scenes = [] if "data=" in line else FEW_SCENES
-    light = ["image_encoder=timm", "image_encoder.model=resnet10t"] if line not in TRAINING[:2] else []
-    light = (
-        [] if "encoder" in line else light
-    )  # VGG takes seconds, and whatever the rest of these lines is about goes with any
-    return *words, *short, *few, *scenes, *light
+    return *words, *short, *few, *scenes, *(LIGHT if "encoder" not in line and line != TRAINING[0] else [])
 
 
 @pytest.mark.slow
