@@ -19,6 +19,7 @@ from xmodal.callbacks.gallery import draw_gallery
 from xmodal.callbacks.resume import LAST
 from xmodal.callbacks.retrieval import RetrievalEvaluation
 from xmodal.callbacks.run_record import RunRecord
+from xmodal.callbacks.whole_checkpoints import keep_whole
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.callbacks import build_callbacks
@@ -113,6 +114,7 @@ class Experiment:
         trackers.log_config(loggers, model.encoders.config, columns_of(cfg, folder, provenance))
         behind = [*callbacks.values(), *callbacks_of(loggers, record, retrieval)]
         trainer = instantiate(cfg.trainer, callbacks=behind, logger=loggers, default_root_dir=str(folder))
+        keep_whole(trainer)
         return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {}, provenance)
 
     def fit(self) -> None:
