@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from xmodal import __version__
-from xmodal.commands import compare, dashboard, doctor, evaluate, export, extract, features, index, report, search
+from xmodal.commands import (
+    compare,
+    dashboard,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    extract,
+    features,
+    index,
+    report,
+    search,
+)
 from xmodal.config import command_line
 from xmodal.errors import ConfigError, XmodalError
 
@@ -37,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="xmodal", description="Tools around train.py.")
     parser.add_argument("--version", action="version", version=f"xmodal {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (extract, features, evaluate, compare, report, dashboard, index, search, export, doctor):
+    for command in (extract, features, evaluate, compare, report, dashboard, index, search, demo, doctor, export):
         command.add(commands)
     return parser
 

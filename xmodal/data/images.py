@@ -23,6 +23,8 @@ from xmodal.errors import DataError
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
 
 def read_image(path: Path) -> Image.Image:
     """Decode one photo fully, as RGB with its EXIF rotation applied.
@@ -36,6 +38,37 @@ def read_image(path: Path) -> Image.Image:
         return _decoded(_content(path))
     except _UnusableError as fault:
         raise DataError(f"The image {path} {fault}. Fetch it again or remove its entry.") from fault
+
+
+def read_untrusted(content: bytes, most_pixels: int) -> Image.Image:
+    """Decode a photo that a stranger sent, as ``read_image`` does.
+
+    Its size is read from its header and judged before a pixel of it is decoded. Only formats of photos are tried:
+    others (PostScript …) are read by programs of their own.
+
+    Raises:
+        DataError: a sentence for the one who sent it.
+    """
+    try:
+        return _decoded(_not_empty(content), formats=PHOTO_FORMATS, most_pixels=most_pixels)
+    except _UnusableError as fault:
+        raise DataError(f"This photo {fault}. Send another: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.") from fault
+
+
+def read_small(path: Path, side: int) -> Image.Image:
+    """One photo, no side of it longer than ``side``; JPEG is decoded at a smaller scale right away.
+
+    Raises:
+        DataError: as ``read_image``; also for what is no plain file, such as a pipe, which would never end.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise _UnusableError("is no file")
+        image = _decoded(_content(path), small_side=2 * side)
+    except (_UnusableError, OSError, ValueError) as fault:  # a name that is too long, or holds a NUL
+        raise DataError(f"The image {str(path)[:200]!r} {fault}.") from fault
+    image.thumbnail((side, side))
+    return image
 
 
 @dataclass(frozen=True)
@@ -113,22 +146,38 @@ def _content(path: Path) -> bytes:
         raise _UnusableError("is a folder") from error
     except OSError as error:
         raise _UnusableError(f"can't be read ({error.strerror})") from error
+    return _not_empty(content)
+
+
+def _not_empty(content: bytes) -> bytes:
     if not content:
         raise _UnusableError("is empty (0 bytes)")
     return content
 
 
-def _decoded(content: bytes, is_small: bool = False) -> Image.Image:
-    """The photo as RGB; JPEG at an eighth of its size where ``is_small``."""
+def _decoded(
+    content: bytes,
+    small_side: int | None = None,
+    formats: tuple[str, ...] | None = None,
+    most_pixels: int | None = None,
+) -> Image.Image:
+    """The photo as RGB; JPEG at the least scale (down to an eighth) at which its sides keep ``small_side`` pixels."""
     try:
-        with Image.open(BytesIO(content)) as image:
-            if is_small:
-                image.draft(None, (1, 1))
+        with Image.open(BytesIO(content), formats=formats) as image:  # reads its header alone
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise _UnusableError(_too_large(image, most_pixels))
+            if small_side is not None:
+                image.draft(None, (small_side, small_side))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return as_rgb(image)
     except _UNREADABLE as error:
         raise _UnusableError(f"can't be decoded ({_reason(error)})") from error
+
+
+def _too_large(image: Image.Image, most_pixels: int) -> str:
+    size = f"{image.width:,} × {image.height:,} pixels"
+    return f"has {size}, more than the {most_pixels / 1e6:,.0f} million that are taken"
 
 
 def _reason(error: Exception) -> str:
@@ -180,7 +229,7 @@ def _examined(paths: list[Path], progress: bool) -> Iterator[str | _UnusableErro
 def _examine(path: Path) -> str | _UnusableError:
     try:
         content = _content(path)
-        _decoded(content, is_small=True)
+        _decoded(content, small_side=1)
         return hashlib.sha256(content).hexdigest()
     except _UnusableError as fault:
         return fault

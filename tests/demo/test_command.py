@@ -1,0 +1,65 @@
+"""`xmodal demo` as it is typed: what is wrong is said before anything loads, Ctrl-C ends it."""
+
+import http.client
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmodal.cli import main
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["demo", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_wrong_is_said_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "a", "b", "c", "--port=70000", "--sharing")
+    assert "found 3" in told
+    assert "--port must be between 0 and 65535, found 70000" in told
+    assert "--sharing" in told
+    assert "--root" in said(capsys, "a", "b", "--root", "x")
+
+
+def test_without_gradio(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'xmodal[demo]'" in said(capsys, "a")
+
+
+def test_without_an_index(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    told = said(capsys, str(tmp_path / "nowhere"), "--port=0")
+    assert "Build an index first: xmodal index" in told
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], site: str, folder: Path) -> None:
+    port = site.rstrip("/").rpartition(":")[2]
+    assert f"port {port} (" in said(capsys, str(folder), "--port", port)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it(start: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    program = start(["-m", "xmodal.cli", "demo", str(folder), "--port=0", "--device=cpu"], tmp_path)
+    deadline, found = time.monotonic() + 120, None
+    while found is None and program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = re.search(r"The page is at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)", program._printed()[0])
+    assert found is not None, program._printed()
+    connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)
+    connection.request("GET", "/")
+    page = connection.getresponse().read()
+    assert b"gradio_config" in page
+    connection.request("GET", "/gradio_api/heartbeat/abc")  # a visitor who stays
+    connection.getresponse()
+    program.send_signal(signal.SIGINT)
+    done = program.finish(60)
+    connection.close()
+    assert done.returncode == 130
+    assert "Interrupted. The page is closed." in done.stderr
+    assert "Traceback" not in done.stderr
