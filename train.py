@@ -10,7 +10,7 @@ from typing import NoReturn
 import hydra
 from omegaconf import DictConfig
 
-from xmodal.config.command_line import check_command_line, report
+from xmodal.config.command_line import check_command_line, report, words_of_help
 from xmodal.config.sources import CONF_DIR
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.earlier_runs import finished_run, take_over
@@ -56,7 +56,7 @@ def stop(message: str, exit_code: int = 2) -> NoReturn:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = words_of_job(sys.argv[1:])
+        sys.argv[1:] = words_of_help(words_of_job(sys.argv[1:]))
         check_command_line(sys.argv[1:])
         sys.argv[1:] = words_for_this_process(sys.argv[1:])
     except ConfigError as error:

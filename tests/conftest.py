@@ -24,7 +24,15 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs a process per core
 
-install_import_hook("xmodal", "beartype.beartype")
+# Modules that state shapes. To check a call costs as much as a hundred lines do, so that those which handle settings,
+# words and files are left to mypy, which sees all there is to see of them.
+SOURCES = Path(__file__).resolve().parents[1]
+SHAPED = [
+    ".".join(file.relative_to(SOURCES).with_suffix("").parts)
+    for file in sorted((SOURCES / "xmodal").rglob("*.py"))
+    if "jaxtyping" in file.read_text(encoding="utf-8")
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 # What a program of this project imports sooner or later, seconds of work each time.
 LARGE_LIBRARIES = (
@@ -42,8 +50,9 @@ LARGE_LIBRARIES = (
 
 # Makes the forked process what `python script arguments` or `python -m module arguments` would have made.
 BECOME = """
-import atexit, gc, multiprocessing, os, runpy, sys, threading
+import atexit, gc, multiprocessing, os, runpy, signal, sys, threading
 gc.freeze()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `pytest &` has ignored
 for number, path in enumerate(outputs, start=1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 os.environ.clear()
@@ -77,9 +86,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What large libraries brought stays to the end: collections of garbage need not look through it each time."""
+    """What large libraries brought stays to the end: collections of garbage need not look through it each time.
+
+    Nor need they come each time that 700 objects of a configuration have been made.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 class Program:

@@ -573,8 +573,10 @@ def test_the_command_line_is_checked_without_torch(tmp_path: Path) -> None:
 
 
 def test_help_explains_without_torch_in_under_three_seconds(tmp_path: Path) -> None:
+    """Behind settings, too, whatever is wrong with them."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run([sys.executable, "-X", "importtime", str(TRAIN), "--help"], tmp_path)
+    typed = ["-m", "embedding_dim=64,128", "data=nope", "--help"]
+    done = run([sys.executable, "-X", "importtime", str(TRAIN), *typed], tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| torch\n" not in done.stderr

@@ -41,8 +41,10 @@ DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
 SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
 DOCTOR = [line for line in COMMANDS if line.startswith("xmodal doctor")]
 SEARCHING = [line for line in COMMANDS if line.startswith(("xmodal index ", "xmodal search "))]
-KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR + SEARCHING
+EXPORTS = [line for line in COMMANDS if line.startswith("xmodal export ")]
+KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR + SEARCHING + EXPORTS
 OTHERS = [line for line in COMMANDS if line not in KNOWN]
+LIGHT = ["image_encoder=timm", "image_encoder.model=resnet10t"]  # VGG takes seconds, beside what most lines are about
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
 
 
@@ -83,14 +85,17 @@ def test_every_command_is_of_a_known_kind():
     assert len(DASHBOARDS) == 2
     assert len(SYNCING) == 2
     assert len(SEARCHING) >= 7
+    assert len(EXPORTS) == 2
+    assert len(DOCTOR) == 3
 
 
 def shortened(line: str) -> tuple[str, ...]:
     words = [word for word in shlex.split(line)[1:] if word != "debug=fast"]
     short = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"] if "debug=overfit" in line else ["debug=fast"]
-    few = ["embedding_dim=256,4096", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
+    few = ["embedding_dim=256,512", "text_aggregator=sum"] if "sweep=embedding_dim" in line else []
     words = [word for word in words if not (few and word.startswith("text_aggregator="))]
-    return *words, *short, *few, *([] if "data=" in line else FEW_SCENES)
+    scenes = [] if "data=" in line else FEW_SCENES
+    return *words, *short, *few, *scenes, *(LIGHT if "encoder" not in line and line != TRAINING[0] else [])
 
 
 @pytest.mark.slow
@@ -284,6 +289,18 @@ def test_lines_about_indexes_and_the_python_block_run_in_their_order(made, tmp_p
     exec(block.replace("<run>", made.run.name), {})
     told = capsys.readouterr().out
     assert ".jpg" in told.splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", EXPORTS)
+def test_export_line_runs(line, made, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line.replace("outputs/runs/scenes/<run>", str(made.run)))
+    assert main(words[1:]) == 0, capsys.readouterr().err
+    assert f"Export: {words[-1]}" in capsys.readouterr().out
+    assert len(list((tmp_path / words[-1]).iterdir())) >= 2
 
 
 @pytest.mark.slow

@@ -99,6 +99,10 @@ def test_features_are_made_once_for_all_jobs(grid, room):
 def test_resume_runs_what_is_missing_and_one_folder_holds_the_whole_sweep(grid, room):
     done, (earlier, sweep) = grid[1], room.folders("grid")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == [
+        "4 of 4 jobs finished. Their tables and figures:",
+        f"  xmodal report {sweep}",
+    ]
     assert re.findall(r"Finished before \(val/rsum [\d.]+\), not run again: (\S+)", done.stdout) == [
         str(earlier / "0"),
         str(earlier / "2"),

@@ -1,6 +1,9 @@
 """Checkpoints of small models that no one trained: random parameters and statistics, real encoders."""
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from xmodal.cli import main
 from xmodal.config.command_line import compose
 from xmodal.config.values import resolved
 from xmodal.experiment.parts import build_parts, query_encoder_config
@@ -110,3 +114,21 @@ def save_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Save:
 def bert_checkpoint(save_checkpoint: Save) -> Path:
     """Image features of a file that no one made, and a small random BERT."""
     return save_checkpoint(*SMALL_BERT)
+
+
+@dataclass
+class Folders:
+    """Both exports of a checkpoint, and what the command printed."""
+
+    onnx: Path
+    safetensors: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def bert_folders(bert_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    folder, printed = tmp_path_factory.mktemp("exports"), io.StringIO()
+    words = ["--onnx", str(folder / "onnx"), "--safetensors", str(folder / "safetensors")]
+    with contextlib.redirect_stdout(printed):
+        assert main(["export", str(bert_checkpoint), *words]) == 0
+    return Folders(folder / "onnx", folder / "safetensors", printed.getvalue())

@@ -13,15 +13,13 @@ from xmodal.export.safetensors import load
 from xmodal.models import checkpoint
 
 SENTENCES = ["two dogs", "a red circle is left of nobody, over the green square", "xyzzy"]
+BERT = ["text_encoder=bert", *(f"text_encoder.{size}" for size in ("hidden_size=16", "num_layers=2", "num_heads=2"))]
 TEXTS = {
-    "bert": ["text_encoder=bert", "text_encoder.hidden_size=16", "text_encoder.num_layers=2", "text_encoder.num_heads=2"],
+    "bert": BERT,
+    "bert with a tail": [*BERT, "text_encoder.trainable_layers=1"],
     "fasttext": ["text_encoder=fasttext", "text_encoder.vector_size=6", "text_encoder.bucket=100"],
     "words": ["text_encoder=words", "text_encoder.vector_size=5", "text_encoder.min_count=1", "text_aggregator=gru"],
-    "bert with a tail": [
-        *("text_encoder=bert", "text_encoder.hidden_size=16", "text_encoder.num_layers=2", "text_encoder.num_heads=2"),
-        "text_encoder.trainable_layers=1",
-    ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -38,7 +36,7 @@ def test_embeddings_come_back_bit_for_bit(name, save_checkpoint, tmp_path):
     assert list(after.state_dict()) == list(expected)
     assert all(torch.equal(value, expected[key]) for key, value in after.state_dict().items())
     assert after.encoders.checkpoint()["fingerprints"] == before.encoders.checkpoint()["fingerprints"]
-    with pytest.raises(FeatureError, match="image_encoder.made_by"):
+    with pytest.raises(FeatureError, match=r"image_encoder\.made_by"):
         after.encode_images([])
 
 
@@ -65,9 +63,8 @@ def test_a_folder_that_is_none_or_damaged_is_explained(bert_checkpoint, tmp_path
         load(folder)
 
 
-def test_both_formats_of_one_command(bert_checkpoint, tmp_path):
-    folders = ["--onnx", str(tmp_path / "o"), "--safetensors", str(tmp_path / "s")]
-    assert main(["export", str(bert_checkpoint), *folders]) == 0
-    kinds = {name: json.loads((tmp_path / name / "config.json").read_text())["kind"] for name in ("o", "s")}
-    assert kinds == {"o": "onnx", "s": "safetensors"}
-    assert {file.name for file in tmp_path.iterdir()} == {"o", "s"}
+def test_both_formats_of_one_command(bert_folders):
+    folders = {"onnx": bert_folders.onnx, "safetensors": bert_folders.safetensors}
+    kinds = {name: json.loads((folder / "config.json").read_text())["kind"] for name, folder in folders.items()}
+    assert kinds == {"onnx": "onnx", "safetensors": "safetensors"}
+    assert {file.name for file in bert_folders.onnx.parent.iterdir()} == set(folders)

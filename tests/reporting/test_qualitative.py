@@ -110,11 +110,21 @@ def test_thumbnails_are_small_and_the_right_way_up(make_run, told, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (600, 400), "teal").save(tmp_path / "photo.jpg", exif=exif)
-    found = re.search(r'src="data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', page(make_run("run"), told))
+    found = re.search(
+        r'href="data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"', page(make_run("run"), told)
+    )
     with Image.open(BytesIO(base64.b64decode(found[1]))) as small:
         assert small.size == (int(found[2]), int(found[3]))
         assert small.height > small.width
         assert max(small.size) <= 210
+
+
+def test_a_photo_that_is_shown_often_is_carried_once(make_run, told, tmp_path):
+    Image.new("RGB", (60, 40), "teal").save(tmp_path / "photo.jpg")
+    told["ways"]["i2t"] *= 5
+    html = page(make_run("run"), told)
+    assert html.count('href="#photo-1"') >= 5
+    assert html.count("data:image/jpeg") == html.count('<image id="photo-1"') == 1
 
 
 def test_a_run_without_examples_has_a_page(make_run):

@@ -81,7 +81,7 @@ class TransformerAggregator(nn.Module):
         if self.positions == "none":
             return x
         known = sinusoids(x.shape[1], x.shape[2], like=x) if self.learned is None else self.learned
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0, max=len(known) - 1)
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0, max=known.shape[0] - 1)
         return x + known[places]
 
 

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from xmodal.atomic import complete_file
 from xmodal.callbacks.averaging import KEPT, AveragedWeights, restore_training_weights
 from xmodal.callbacks.diagnosis import are_numbers
 
@@ -100,7 +101,8 @@ class Resume(Checkpoint):
         copy = self.checkpoints / best.name
         if is_first:  # of several processes
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(best, copy)
+            with complete_file(copy) as partial:
+                shutil.copy2(best, partial)
         state["dirpath"] = str(self.checkpoints)
         state["best_model_path"] = state["kth_best_model_path"] = str(copy)
         state["best_k_models"] = {str(copy): state["best_model_score"]}

@@ -65,6 +65,15 @@ def check_command_line(argv: Sequence[str]) -> None:
         raise ConfigError(_in_order(faults, known.overrides))
 
 
+def words_of_help(argv: Sequence[str]) -> list[str]:
+    """The command line; with ``--help``, without settings, which Hydra would compose and whose lists it would refuse.
+
+    The help is the same whatever is set.
+    """
+    known, _ = get_args_parser().parse_known_args(list(argv))
+    return [word for word in argv if not known.help or word not in known.overrides]
+
+
 def _in_order(faults: Sequence[str], lines: Sequence[str]) -> list[str]:
     """Each fault once, in the order of the words that it speaks of; what concerns none of them comes last."""
     keys = [line.partition("=")[0].lstrip("+~") for line in lines]

@@ -107,7 +107,7 @@ class _Work:
 
 def _work(cfg: DictConfig, parts: Parts, dataset: Dataset, modality: str) -> _Work | RaggedFeatures:
     """The features themselves where they were precomputed; else what is to be encoded, by an encoder that is ready."""
-    encoder = parts.image_encoder if modality == "image" else parts.text_encoder
+    encoder = parts.encoders[modality]
     if isinstance(encoder, PrecomputedFeatures):
         return encoder.load(dataset.used, dataset.full)
     work = _photos(encoder, dataset) if modality == "image" else _captions(encoder, dataset)

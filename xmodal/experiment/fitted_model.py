@@ -43,7 +43,7 @@ def fitted_model(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> t
 
 def _with_tails(cfg: DictConfig, parts: Parts, datamodule: PairDataModule) -> tuple[DictConfig, DualEncoder]:
     """The model with the trainable layers of its encoders, and the configuration with the widths filled in."""
-    tails: dict[str, Any] = tails_of({"image": parts.image_encoder, "text": parts.text_encoder})
+    tails: dict[str, Any] = tails_of(parts.encoders)
     sources = {"image": datamodule.image_features, "text": datamodule.text_features}
     widths = {side: tails[side].output_dim if side in tails else found.feature_dim for side, found in sources.items()}
     cfg = with_feature_widths(cfg, widths["image"], widths["text"])

@@ -115,7 +115,7 @@ class SavedRun:
     def model(self, parts: Parts) -> DualEncoder:
         """The trained model, on the device, in evaluation mode."""
         model = build_model(plain(self.cfg))
-        attach(model, tails_of({"image": parts.image_encoder, "text": parts.text_encoder}))
+        attach(model, tails_of(parts.encoders))
         model.load_state_dict(self.content["state_dict"])
         return model.to(self.device).eval()
 
@@ -214,7 +214,7 @@ def constructed(config: DictConfig | dict[str, Any]) -> Any:
 
 
 def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> dict[str, FeatureSource]:
-    encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
+    encoders = parts.encoders
     found = features_of(cfg, parts, dataset)
     for side, features in found.items():
         expected = cfg.model[f"{side}_tower"].feature_dim

@@ -45,13 +45,20 @@ _ANY_WIDTH = 8  # parts are constructed once on a small width to find values out
 class Parts:
     """What has no need of features to exist: the data source, what makes or reads features, encoders of new items.
 
-    ``makers`` holds, by modality, the encoders that made precomputed features, where ``made_by`` names them.
+    ``makers`` holds, by modality, the encoders that made precomputed features, where ``made_by`` names them. An encoder
+    is None where items of its side are not asked for.
     """
 
     source: Any
-    image_encoder: Encoder | PrecomputedFeatures
-    text_encoder: Encoder | PrecomputedFeatures
+    image_encoder: Encoder | PrecomputedFeatures | None
+    text_encoder: Encoder | PrecomputedFeatures | None
     makers: dict[str, Encoder]
+
+    @property
+    def encoders(self) -> dict[str, Encoder | PrecomputedFeatures]:
+        """By modality, those that there are."""
+        sides = {"image": self.image_encoder, "text": self.text_encoder}
+        return {side: encoder for side, encoder in sides.items() if encoder is not None}
 
 
 def build_parts(cfg: DictConfig, modalities: Sequence[str] = ("image", "text")) -> Parts:

@@ -79,7 +79,7 @@ class EarlierRun:
         Raises:
             ConfigError: an encoder differs, so that places mean other words, or frozen layers give other vectors.
         """
-        for side, encoder in (("image", parts.image_encoder), ("text", parts.text_encoder)):
+        for side, encoder in parts.encoders.items():
             if not isinstance(encoder, PrecomputedFeatures) and trainable_layers(encoder) != 0:
                 prepare(cfg, encoder, dataset, side)
                 self._compare(cfg, side, encoder.fingerprint())

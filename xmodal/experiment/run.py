@@ -19,6 +19,7 @@ from xmodal.callbacks.gallery import draw_gallery
 from xmodal.callbacks.resume import LAST
 from xmodal.callbacks.retrieval import RetrievalEvaluation
 from xmodal.callbacks.run_record import RunRecord
+from xmodal.callbacks.whole_checkpoints import keep_whole
 from xmodal.config.values import absolute_paths, resolved
 from xmodal.errors import ConfigError, XmodalError
 from xmodal.experiment.callbacks import build_callbacks
@@ -113,6 +114,7 @@ class Experiment:
         trackers.log_config(loggers, model.encoders.config, columns_of(cfg, folder, provenance))
         behind = [*callbacks.values(), *callbacks_of(loggers, record, retrieval)]
         trainer = instantiate(cfg.trainer, callbacks=behind, logger=loggers, default_root_dir=str(folder))
+        keep_whole(trainer)
         return cls(cfg, folder, datamodule, model, trainer, record, retrieval, {}, provenance)
 
     def fit(self) -> None:
@@ -283,8 +285,7 @@ def run_folder(cfg: DictConfig) -> Path:
 def _query_encoders(cfg: DictConfig, parts: Parts) -> QueryEncoders:
     config = resolved(cfg)
     config["query_encoders"] = {side: query_encoder_config(cfg, side) for side in ("image", "text")}
-    encoders = {"image": parts.image_encoder, "text": parts.text_encoder}
-    prepared = {side: e for side, e in encoders.items() if not isinstance(e, PrecomputedFeatures)}
+    prepared = {side: e for side, e in parts.encoders.items() if not isinstance(e, PrecomputedFeatures)}
     for side, maker in parts.makers.items():
         maker.prepare([], Path(cfg.paths.cache_dir))
         _compare_widths(side, maker.feature_dim, cfg.model[f"{side}_tower"].feature_dim)

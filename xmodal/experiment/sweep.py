@@ -58,7 +58,8 @@ def _words_of_other_jobs(folder: Path, words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def whole_sweep(words: Sequence[str]) -> Iterator[None]:
-    """Around everything that a command line starts: at the end of a sweep, the jobs that did not finish are listed.
+    """Around everything that a command line starts: at the end of a sweep, the jobs that did not finish are listed, or,
+    where there are none, the command for a report is told.
 
     Leaves with exit code 1 where a job failed, and 130 after Ctrl-C, saying how to go on. A single run passes through.
 
@@ -80,6 +81,8 @@ def _close(folder: Path, words: Sequence[str], code: Any) -> None:
     jobs = outcomes(folder)
     has_lost = any(job.status != "finished" for job in jobs)
     if not has_lost and not code:
+        if jobs:  # none: of a search that had made all its trials before
+            print(f"{len(jobs)} of {len(jobs)} jobs finished. Their tables and figures:\n  {_report_of(folder)}")
         return
     reason = ["The sweep was interrupted."] if code == INTERRUPTED else ["The sweep ended early."] if code else []
     lost = [described(jobs, folder, words)] if has_lost else []
@@ -88,6 +91,11 @@ def _close(folder: Path, words: Sequence[str], code: Any) -> None:
     advice = "This runs what is missing, and goes on where a job stopped:"
     print("\n".join([*reason, *lost, advice, f"  {again}"]), file=sys.stderr)
     sys.exit(code or 1)
+
+
+def _report_of(folder: Path) -> str:
+    place = os.path.relpath(folder)
+    return shlex.join(["xmodal", "report", str(folder) if place.startswith("..") else place])
 
 
 def job_of_sweep(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:

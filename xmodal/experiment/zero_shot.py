@@ -16,7 +16,6 @@ from xmodal.aggregators.mean import MeanAggregator
 from xmodal.config.check import source_config
 from xmodal.config.command_line import compose
 from xmodal.config.evaluation import EvaluationOptions
-from xmodal.encoders.protocol import Encoder
 from xmodal.errors import ConfigError
 from xmodal.experiment.embedded import Embedded
 from xmodal.experiment.features import Dataset, features_of, load_dataset, prepare
@@ -126,13 +125,9 @@ def _with_layers_to_train(parts: Parts) -> list[str]:
     return [
         f"{side}_encoder.trainable_layers={layers}: --zero-shot trains nothing and takes encoders as they are. Leave "
         "it out, or choose an encoder that does without."
-        for side, encoder in _encoders(parts).items()
+        for side, encoder in parts.encoders.items()
         if (layers := trainable_layers(encoder)) != 0
     ]
-
-
-def _encoders(parts: Parts) -> dict[str, Encoder | PrecomputedFeatures]:
-    return {"image": parts.image_encoder, "text": parts.text_encoder}
 
 
 def _rows(gallery: Gallery) -> dict[str, np.ndarray]:
@@ -141,7 +136,7 @@ def _rows(gallery: Gallery) -> dict[str, np.ndarray]:
 
 def _names(parts: Parts) -> str:
     """``image_encoder=clip, text_encoder=clip``."""
-    return ", ".join(f"{side}_encoder={_option(encoder)}" for side, encoder in _encoders(parts).items())
+    return ", ".join(f"{side}_encoder={_option(encoder)}" for side, encoder in parts.encoders.items())
 
 
 def _option(encoder: Any) -> str:
@@ -150,7 +145,7 @@ def _option(encoder: Any) -> str:
 
 def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> dict[str, FeatureSource]:
     """Features of both sides; that they are of one width is made sure of as soon as both widths are known."""
-    encoders = _encoders(parts)
+    encoders = parts.encoders
     given = [side for side, encoder in encoders.items() if isinstance(encoder, PrecomputedFeatures)]
     features = features_of(cfg, parts, dataset, given)
     widths = _known_widths(parts) | {side: source.feature_dim for side, source in features.items()}
@@ -166,7 +161,7 @@ def _features(cfg: DictConfig, parts: Parts, dataset: Dataset) -> dict[str, Feat
 def _known_widths(parts: Parts) -> dict[str, int]:
     """Of the encoders that know theirs without weights."""
     found: dict[str, int] = {}
-    for side, encoder in _encoders(parts).items():
+    for side, encoder in parts.encoders.items():
         if not isinstance(encoder, PrecomputedFeatures):
             with suppress(RuntimeError):  # "call prepare() first"
                 found[side] = encoder.feature_dim
@@ -191,7 +186,7 @@ def _doubt(parts: Parts) -> str | None:
 
     Such towers are two classes of one module with the same weights.
     """
-    encoders = _encoders(parts)
+    encoders = parts.encoders
     both = " and ".join(_described(side, encoder) for side, encoder in encoders.items())
     random = [f"{side}_encoder" for side, encoder in encoders.items() if getattr(encoder, "weights", "") is None]
     if random:

@@ -57,7 +57,7 @@ def _reason(error: BaseException) -> str:
     """What torch.export stumbled over, in one line."""
     cause = error.__cause__ or error
     first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no details")
-    return f"{type(cause).__name__}: {first.rstrip('.')}"
+    return f"{type(cause).__name__}: {first.rstrip('.:')}"
 
 
 @contextmanager

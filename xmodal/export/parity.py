@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmodal.encoders.portable import PortableEncoder
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import DataError
 from xmodal.export.samples import Sets, example_items, padded
-from xmodal.models.tower import Tower
 
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def tower_deviation(file: Path, tower: Tower, batches: Sequence[Sets]) -> tuple[int, float]:
+def tower_deviation(file: Path, tower: nn.Module, batches: Sequence[Sets]) -> tuple[int, float]:
     """Width of the embeddings, and how far those of the file are from those of a tower in evaluation mode.
 
     Raises:

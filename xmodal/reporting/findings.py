@@ -65,8 +65,8 @@ def findings(group: Group) -> list[Topic]:
 
 
 def p_in_words(p: float) -> str:
-    """``p = 0.012``, ``p < 0.001``."""
-    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    """``p = 0.012``, ``p < 0.001``, on one line wherever it stands."""
+    return (f"p = {p:.2g}" if p >= 0.001 else "p < 0.001").replace(" ", "\u00a0")
 
 
 def with_interval(figure: Figure) -> str:

@@ -99,7 +99,7 @@ def page_of(
     return _environment().get_template("report.html").render(
         title=_title(groups), runs=runs, sections=sections, footnote=FOOTNOTE, style=style, script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), faults=faults,
-        svg=svg,
+        svg=svg, photos=photos.shown,
         left_out=[view(table) for table in tables if table.kind == "runs"],
         most_rows=_MOST_ROWS_AT_ONCE, origins=origins,
     ) + "\n"  # fmt: skip

@@ -16,8 +16,9 @@ _QUALITY = 74
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG as a ``data:`` address, with its width and height in pixels."""
+    """A JPEG as a ``data:`` address, with its width and height in pixels; ``name`` is its own within the page."""
 
+    name: str
     address: str
     width: int
     height: int
@@ -40,11 +41,16 @@ class Thumbnails:
             return None
         if path not in self._made:
             try:
-                self._made[path] = _thumbnail(_read(path))
+                self._made[path] = _thumbnail(f"photo-{len(self._made) + 1}", _read(path))
             except DataError as fault:
                 self.missing[path] = str(fault)
                 return None
         return self._made[path]
+
+    @property
+    def shown(self) -> list[Thumbnail]:
+        """Each once, in the order in which they were asked for first."""
+        return list(self._made.values())
 
 
 def _read(path: Path) -> Image.Image:
@@ -57,9 +63,9 @@ def _read(path: Path) -> Image.Image:
     raise DataError(f"The image {path} is no file.")
 
 
-def _thumbnail(image: Image.Image) -> Thumbnail:
+def _thumbnail(name: str, image: Image.Image) -> Thumbnail:
     image.thumbnail((_SIDE, _SIDE))
     content = BytesIO()
     image.save(content, "JPEG", quality=_QUALITY, optimize=True)
     address = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return Thumbnail(address, image.width, image.height)
+    return Thumbnail(name, address, image.width, image.height)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -263,9 +262,7 @@ def _opened(saved: SavedRun, dataset: Dataset, wanted: Sequence[Target]) -> Open
     encoders = QueryEncoders.from_checkpoint(saved.content[CHECKPOINT_KEY])
     sides = {target: encoders.encoder(_MODALITY[target]) for target in wanted}
     tails = {side: encoders.encoder(side) for side in encoders.fine_tuned}
-    image: Any = sides.get("images", tails.get("image"))  # None: this side is not embedded, nor has it a tail
-    text: Any = sides.get("captions", tails.get("text"))
-    parts = Parts(None, image, text, {})
+    parts = Parts(None, sides.get("images", tails.get("image")), sides.get("captions", tails.get("text")), {})
     cfg = saved.cfg
     OmegaConf.update(cfg, "data.name", dataset.used.name)
     OmegaConf.update(cfg, "features.store", bool(cfg.features.store) and len(dataset.used.images) > _SMALL)

@@ -53,9 +53,22 @@ def test_it_asks_for_nothing_and_fits(browser, report, width, scheme):
     ground = browser.value("getComputedStyle(document.body).backgroundColor")
     lightness = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(","))) / 3
     assert (lightness < 60) == (scheme == "dark")
-    assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert browser.value("document.images.length") > 6
     assert browser.value("[...document.querySelectorAll('svg')].every(svg => svg.getBoundingClientRect().width < 560)")
+
+
+@pytest.mark.slow
+def test_a_photo_is_seen_wherever_it_is_used(browser, report, tmp_path):
+    """In its own proportions, 3 : 2, in a card's query, and within a square among results."""
+    browser.open(report)
+    for place, share in ((".asked .photo", 1), (".photos .photo", 2 / 3)):
+        box = browser.value(f"(({{x, y, width, height}}) => [x, y + scrollY, width, height])"
+                            f"(document.querySelector('{place}').getBoundingClientRect())")  # fmt: skip
+        browser.picture(tmp_path / "seen.png", top=box[1], height=box[3])
+        left, width = round(box[0]), round(box[2])
+        with Image.open(tmp_path / "seen.png") as seen:
+            pixels = np.asarray(seen.convert("RGB"), dtype=int)[:, left : left + width]
+        teal = np.abs(pixels - (0, 128, 128)).max(axis=2) < 12
+        assert teal.mean() == pytest.approx(share, abs=0.06), place
 
 
 @pytest.mark.slow
