@@ -120,10 +120,11 @@ class Program:
         if self.poll() is None:
             self._process.kill()
             self._process.join()
-            raise subprocess.TimeoutExpired(self._words, timeout, *self._printed())
-        return subprocess.CompletedProcess(self._words, self.poll(), *self._printed())
+            raise subprocess.TimeoutExpired(self._words, timeout, *self.printed())
+        return subprocess.CompletedProcess(self._words, self.poll(), *self.printed())
 
-    def _printed(self) -> tuple[str, str]:
+    def printed(self) -> tuple[str, str]:
+        """Standard output and error so far."""
         out, err = (Path(path).read_text() if Path(path).exists() else "" for path in self._outputs)
         return out, err
 

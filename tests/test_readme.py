@@ -5,8 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +44,11 @@ DASHBOARDS = [line for line in COMMANDS if line.startswith("xmodal dashboard ")]
 SYNCING = [line for line in COMMANDS if line.startswith("wandb sync ")]
 DOCTOR = [line for line in COMMANDS if line.startswith("xmodal doctor")]
 SEARCHING = [line for line in COMMANDS if line.startswith(("xmodal index ", "xmodal search "))]
+DEMOS = [line for line in COMMANDS if line.startswith("xmodal demo ")]
 EXPORTS = [line for line in COMMANDS if line.startswith("xmodal export ")]
-KNOWN = TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR + SEARCHING + EXPORTS
+KNOWN = (
+    TRAINING + EXTRACTION + FEATURES + OF_RUNS + REPORTS + DASHBOARDS + SYNCING + DOCTOR + SEARCHING + EXPORTS + DEMOS
+)
 OTHERS = [line for line in COMMANDS if line not in KNOWN]
 LIGHT = ["image_encoder=timm", "image_encoder.model=resnet10t"]  # VGG takes seconds, beside what most lines are about
 FEW_SCENES = ["data.train_size=6", "data.val_size=2", "data.test_size=2"]
@@ -86,6 +92,7 @@ def test_every_command_is_of_a_known_kind():
     assert len(SYNCING) == 2
     assert len(SEARCHING) >= 7
     assert len(EXPORTS) == 2
+    assert len(DEMOS) == 2
     assert len(DOCTOR) == 3
 
 
@@ -266,6 +273,27 @@ def test_evaluation_line_runs(line, made, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ("i2t_R1" if words[1] == "compare" else "image → text") in printed
     assert "--json" not in words or json.loads(Path(words[words.index("--json") + 1]).read_text())
+
+
+@pytest.mark.slow
+def test_lines_about_pages_open_them(made, start, tmp_path, monkeypatch, capsys):
+    from xmodal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in (made.run.name, "other"):
+        assert main(["index", str(made.run), "--output", f"outputs/indexes/{name}-all"]) == 0, capsys.readouterr().err
+    for line in DEMOS:
+        words = shlex.split(line.replace("<run>", made.run.name).replace("<other>", "other"))
+        program = start(["-m", "xmodal.cli", *words[1:], "--port=0"], tmp_path, OMP_NUM_THREADS="1")
+        deadline = time.monotonic() + 120
+        while not (said := re.search(r"http://127\.0\.0\.1:\d+/", "".join(program.printed()))):
+            assert program.poll() is None, program.printed()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with urllib.request.urlopen(said[0]) as page:
+            assert page.status == 200
+        program.send_signal(signal.SIGINT)
+        assert program.finish(60).returncode == 130
 
 
 @pytest.mark.slow

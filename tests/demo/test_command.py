@@ -49,8 +49,8 @@ def test_ctrl_c_ends_it(start: Callable[..., Any], folder: Path, tmp_path: Path)
     deadline, found = time.monotonic() + 120, None
     while found is None and program.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-        found = re.search(r"The page is at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)", program._printed()[0])
-    assert found is not None, program._printed()
+        found = re.search(r"The page is at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)", program.printed()[0])
+    assert found is not None, program.printed()
     connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)
     connection.request("GET", "/")
     page = connection.getresponse().read()

@@ -108,8 +108,8 @@ def split_source(saved: SavedRun, split: str | None, bank_size: int) -> Source:
         raise DataError(f"{items.name} has no split {absent[0]}. Type --split {' or '.join([*there, ALL])}.")
     run = saved.opened(parts, dataset)
     rows: dict[Target, np.ndarray] = {
-        "images": np.concatenate([items.image_rows(one) for one in splits]),
-        "captions": np.concatenate([items.caption_rows(one) for one in splits]),
+        "images": _once([items.image_rows(one) for one in splits]),
+        "captions": _once([items.caption_rows(one) for one in splits]),
     }
     photos = [items.images[row].path for row in rows["images"].tolist()]
     return Source(items.name, run, splits, rows, root_of(photos), bank_of(run, bank_size))
@@ -121,6 +121,11 @@ class Known:
 
     ids: frozenset[str] = frozenset()
     files: frozenset[Path] = frozenset()
+
+
+def _once(rows: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "n"]:
+    """All rows, in order; one that plays several roles is there once."""
+    return np.array(list(dict.fromkeys(np.concatenate(rows).tolist())), dtype=np.int64)
 
 
 def own_source(
