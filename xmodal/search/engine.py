@@ -334,7 +334,8 @@ def checkpoint_file(folder: Path, manifest: Manifest, given: Path | None) -> Pat
         from xmodal.experiment.opened_run import checkpoint_of
 
         return checkpoint_of(given)
-    places = (folder / MODEL, Path(manifest.checkpoint), folder / manifest.checkpoint_nearby)
+    inside = [folder / MODEL] if MODEL in manifest.files else []
+    places = (*inside, Path(manifest.checkpoint), folder / manifest.checkpoint_nearby)
     for place in places:
         if place.is_file():
             return place
