@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -77,7 +79,7 @@ class Choice:
 
     def index(self) -> Index:
         """The index of these settings, as ``conf/index`` has it."""
-        made: Index = constructed(compose([f"index={self.kind}", *_words(self.settings)]).index)
+        made: Index = constructed({**_config(self.kind), **self.settings})
         return made
 
 
@@ -121,7 +123,7 @@ def _clusters(count: int, width: int, memory_bytes: int) -> dict[str, int]:
 
 
 def _lowered(settings: Mapping[str, int], count: int, width: int) -> dict[str, int]:
-    """What `xmodal.retrieval.index.IVFPQIndex` makes of settings that so few vectors, or so narrow ones, don't allow."""
+    """What `xmodal.retrieval.index.IVFPQIndex` makes of settings that so few or so narrow vectors don't allow."""
     lists = min(settings["lists"], max(1, count // _LEAST_PER_LIST))
     codes = max(d for d in range(1, min(settings["codes"], width) + 1) if width % d == 0)
     bits = max(1, min(settings["bits"], int(math.log2(max(count, 1)))))
@@ -144,10 +146,11 @@ def _size(kind: str, count: int, width: int, settings: Mapping[str, int]) -> int
 
 
 def _defaults(kind: str) -> dict[str, int]:
+    return {name: value for name, value in _config(kind).items() if name != "_target_"}
+
+
+@cache
+def _config(kind: str) -> dict[str, Any]:
     config = OmegaConf.to_container(compose([f"index={kind}"]).index)
     assert isinstance(config, dict)
-    return {str(name): value for name, value in config.items() if name != "_target_"}
-
-
-def _words(settings: Mapping[str, int]) -> list[str]:
-    return [f"index.{name}={value}" for name, value in settings.items()]
+    return {str(name): value for name, value in config.items()}

@@ -150,7 +150,7 @@ class IndexedItems:
 
     def caption(self, number: int) -> str:
         """The caption of a vector."""
-        return self._captions[self._place_of_caption[number]] or ""
+        return self._captions[int(self._place_of_caption[number])] or ""
 
     def row(self, target: Target, number: int) -> int:
         """The row of the item that a vector belongs to."""

@@ -40,6 +40,7 @@ class Request:
     includes_model: bool = False
     memory_gb: float | None = None
     device: str = "auto"
+    checkpoint: Path | None = None
 
     @property
     def own_targets(self) -> list[Target]:
@@ -102,7 +103,9 @@ def _source(saved: SavedRun, request: Request, known: Known) -> Source:
 
 
 def _saved_of(folder: Path, manifest: Manifest, request: Request) -> SavedRun:
-    saved = SavedRun.read(checkpoint_file(folder, manifest, None), request.overrides, chosen_device(request.device))
+    saved = SavedRun.read(
+        checkpoint_file(folder, manifest, request.checkpoint), request.overrides, chosen_device(request.device)
+    )
     if model_digest(saved.content) != manifest.model_digest:
         raise DataError(
             f"{saved.file} has changed since the index {folder} was made of it: what it embeds now can't be compared. "
