@@ -87,8 +87,8 @@ def change_of(folder: Path) -> Iterator[Change]:
         ) from error
     finally:
         if is_new and not (folder / NAME).exists():
-            (folder / f"{NAME}.lock").unlink(missing_ok=True)
-            with suppress(OSError):  # others wrote there too
+            with suppress(OSError):  # others wrote there too, or it could not be made
+                (folder / f"{NAME}.lock").unlink(missing_ok=True)
                 folder.rmdir()
 
 

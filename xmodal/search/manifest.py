@@ -101,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(_no_index(folder)) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read ({error}). {_AGAIN}") from error
