@@ -173,3 +173,17 @@ def test_evaluation_against_other_ways_to_the_same_ranks(start: Callable[..., An
     warm, fresh, embeddings = map(float, peak.groups())
     assert embeddings == pytest.approx((70 + 350) * 256 * 4 / 2**20, abs=0.05)
     assert embeddings < warm <= fresh < 200
+
+
+def test_searches_beside_bare_faiss(run: Callable[..., str]) -> None:
+    printed = run("search.py", "--count=1200", "--repeats=1", "--seconds=0.01", "--threads=1")
+    found = [match.groupdict() for match in SECONDS.finditer(printed)]
+    sizes = [f"{kind}, 1,200 × 512, batches of {batch}" for kind in ("flat", "hnsw") for batch in ("1", "32", "1,000")]
+    assert [line["name"] for line in found] == sizes
+    for line in found:  # per query, to a millionth of a second
+        ratio, ours, bare = (float(line[name]) for name in ("ratio", "ours", "other"))
+        assert (ours - 5e-7) / (bare + 5e-7) - 1e-3 <= ratio <= (ours + 5e-7) / (bare - 5e-7) + 1e-3
+    recalls = re.findall(r"^(\w+): recall@10 ([\d.]+) % over 1000 queries", printed, re.MULTILINE)
+    assert [kind for kind, _ in recalls] == ["flat", "hnsw"]
+    assert float(recalls[0][1]) == 100
+    assert float(recalls[1][1]) >= 95

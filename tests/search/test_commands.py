@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def test_a_wrong_index_is_explained_before_anything_is_done(shelf, tmp_path, mon
 
 def test_wrong_changes_leave_the_index(index, capsys):
     before = {path.name: path.read_bytes() for path in index.iterdir()}
-    ids = [hit for hit in verified_ids(index)]
+    ids = verified_ids(index)
     for words, fault in (
         (["--remove", f"{ids[0]}x"], f"no items of these ids: {ids[0]}x"),
         (["--remove", *ids], "nothing would be left"),
@@ -237,16 +238,14 @@ def test_interrupted_is_told(index, monkeypatch, capsys):
     assert "Interrupted. Nothing was written." in capsys.readouterr().err
 
 
-def test_help_and_faults_come_without_torch(start, tmp_path):
+def test_help_and_faults_come_without_torch(tmp_path):
     code = (
         "import sys\nfrom xmodal.cli import main\n"
-        "for words in (['index', '-h'], ['search', '-h'], ['index', 'x', '--split', 'y'], ['search', 'x', '-k', '0']):\n"
-        "    try: print('code', main(words))\n"
+        "for line in ('index -h', 'search -h', 'index x --split y', 'search x -k 0'):\n"
+        "    try: print('code', main(line.split()))\n"
         "    except SystemExit as leaving: print('code', leaving.code)\n"
         "print('torch' in sys.modules)"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
     assert codes == ["code 0", "code 0", "code 2", "code 2"]

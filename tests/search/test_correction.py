@@ -82,7 +82,7 @@ def test_an_item_far_behind_the_first_candidates_comes_up() -> None:
     rows = as_queries(np.concatenate([hubs, lonely]), WIDTH, "cosine")
     bank = as_queries(hubs[::10], WIDTH, "cosine")
     gallery, correction = made(rows, bank)
-    query = as_queries(np.eye(WIDTH, dtype=np.float32)[:1], WIDTH, "cosine")
+    query = as_queries(np.array([[1, 0, 0.3, 0, 0, 0]], np.float32), WIDTH, "cosine")
     assert gallery.search(query, 1000)[1][0].tolist().count(1000) == 0
     assert correction.search(gallery, query, 1)[1].tolist() == [[1000]]
 
