@@ -36,7 +36,6 @@ CENTRES = 4000
 AT_ONCE = 65536
 K = 10
 BATCHES = (1, 32, 1000)
-AT_LEAST_SECONDS = 0.5  # of a measurement
 PLENTY = 10**12  # bytes: no choice is to be made for lack of memory
 
 
@@ -105,7 +104,7 @@ def tune(
 
 
 def compare(
-    engine: SearchEngine, gallery: NumberedGallery, queries: np.ndarray, batch: int, repeats: int
+    engine: SearchEngine, gallery: NumberedGallery, queries: np.ndarray, batch: int, repeats: int, least: float
 ) -> Comparison:
     """Both in turns, in queries per second."""
     bare = faiss.downcast_index(gallery.index.index)
@@ -122,7 +121,7 @@ def compare(
 
     def rate(work: Callable[[int], None]) -> float:
         taken, place = 0.0, 0
-        while taken < AT_LEAST_SECONDS:
+        while taken < least:
             taken += seconds(partial(work, starts[place % len(starts)]), CPU)
             place += 1
         return batch * place / taken
@@ -147,6 +146,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000, help="vectors")
     parser.add_argument("--only", choices=("flat", "hnsw"), help="one of the two")
     parser.add_argument("--repeats", type=int, default=5, help="alternations")
+    parser.add_argument("--seconds", type=float, default=0.5, help="least of a measurement")
     parser.add_argument("--neighbours", type=int, default=16, help="of the graph")
     parser.add_argument("--ef-construction", type=int, default=100, help="of the graph")
     parser.add_argument("--threads", type=int, default=2, help="of FAISS")
@@ -164,7 +164,7 @@ def main() -> None:
             print(tune(gallery, vectors, queries, kind, settings), flush=True)
             engine = engine_of(gallery, kind)
             for batch in BATCHES:
-                comparison = compare(engine, gallery, queries, batch, options.repeats)
+                comparison = compare(engine, gallery, queries, batch, options.repeats, options.seconds)
                 print(line(f"{kind}, {options.count:,} × {WIDTH}, batches of {batch:,}", comparison), flush=True)
 
 

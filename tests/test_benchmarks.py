@@ -186,3 +186,17 @@ def test_the_page_under_load(run: Callable[..., str]) -> None:
         assert 0 < float(found[1]) <= float(found[2])
     assert "20 photos and 100 captions, 3 users × 4 searches" in printed
     assert "12 searches, no error" in printed
+
+
+def test_searches_beside_bare_faiss(run: Callable[..., str]) -> None:
+    printed = run("search.py", "--count=1200", "--repeats=1", "--seconds=0.01", "--threads=1")
+    found = [match.groupdict() for match in SECONDS.finditer(printed)]
+    sizes = [f"{kind}, 1,200 × 512, batches of {batch}" for kind in ("flat", "hnsw") for batch in ("1", "32", "1,000")]
+    assert [line["name"] for line in found] == sizes
+    for line in found:  # per query, to a millionth of a second
+        ratio, ours, bare = (float(line[name]) for name in ("ratio", "ours", "other"))
+        assert (ours - 5e-7) / (bare + 5e-7) - 1e-3 <= ratio <= (ours + 5e-7) / (bare - 5e-7) + 1e-3
+    recalls = re.findall(r"^(\w+): recall@10 ([\d.]+) % over 1000 queries", printed, re.MULTILINE)
+    assert [kind for kind, _ in recalls] == ["flat", "hnsw"]
+    assert float(recalls[0][1]) == 100
+    assert float(recalls[1][1]) >= 95

@@ -1,6 +1,7 @@
 """`xmodal index`: embeddings of a run's data, or of photos and sentences of one's own, ready to be searched."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         includes_model=parsed.include_model,
         memory_gb=parsed.memory_gb,
         device=parsed.device,
+        checkpoint=parsed.checkpoint,
     )
     if parsed.add or parsed.remove is not None:
         change_index(parsed.place, request, parsed.remove)
@@ -74,6 +76,7 @@ def _add_items(command: argparse.ArgumentParser) -> None:
     add("--captions", type=Path, metavar="FILE", help="sentences of your own, one in each line")
     add("--on-error", choices=("error", "skip"), default="error", help="of photos of your own that can't be decoded")
     add("--add", action="store_true", help="put --images and --captions into the index that stands in RUN's place")
+    add("--checkpoint", type=Path, metavar="RUN", help="with --add: the model, where it is not where it was")
     add("--remove", nargs="+", metavar="ID", help="take these items out of the index that stands in RUN's place")
 
 
@@ -109,14 +112,29 @@ def _faults(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
         faults.append("--add and --remove are two commands: give one after the other.")
     if parsed.add and not own:
         faults.append("--add needs something to add: --images FOLDER, --captions FILE.")
-    if (parsed.add or parsed.remove is not None) and parsed.output is not None:
-        faults.append("--output: an index is changed where it is.")
+    faults += _of_no_use(parsed, overrides)
     if parsed.query_bank < 0:
         faults.append(f"--query-bank must be 0 or a number of queries, found {parsed.query_bank}.")
-    if parsed.memory_gb is not None and not parsed.memory_gb > 0:
-        faults.append(f"--memory-gb must be above 0, found {parsed.memory_gb}.")
+    if parsed.memory_gb is not None and not 0 < parsed.memory_gb < math.inf:
+        faults.append(f"--memory-gb must be a number above 0, found {parsed.memory_gb}.")
     if "=" in str(parsed.place) and not parsed.place.exists():
         faults.append(f"{parsed.place}: the run comes first, then settings: xmodal index RUN {parsed.place}")
+    return faults
+
+
+def _of_no_use(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """Faults for options that a change of an index has no place for, or a new one."""
+    if not parsed.add and parsed.remove is None:
+        return ["--checkpoint goes with --add; a new index is of RUN."] if parsed.checkpoint is not None else []
+    faults = [] if parsed.output is None else ["--output: an index is changed where it is."]
+    of_new = {"--query-bank": parsed.query_bank, "--include-model": parsed.include_model}
+    of_new |= {"--inverse-temperature": parsed.inverse_temperature, "--memory-gb": parsed.memory_gb}
+    faults += [f"{flag} is of a new index; this one keeps what it has." for flag, value in of_new.items() if value]
+    if parsed.remove is not None:
+        others = {"--images": parsed.images, "--captions": parsed.captions, "--split": parsed.split}
+        others |= {"--checkpoint": parsed.checkpoint}
+        faults += [f"{flag} has no meaning with --remove." for flag, value in others.items() if value is not None]
+        faults += [f"{word} has no meaning with --remove." for word in overrides]
     return faults
 
 

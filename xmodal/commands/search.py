@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,10 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(faults)
     texts = [*sentences, *_lines(parsed.queries)]
     if not texts and not parsed.image:
-        raise ConfigError("Say what to search for: a sentence in quotes, --image FILE, or --queries FILE.")
+        raise ConfigError(
+            "Say what to search for: a sentence in quotes, --image FILE, or --queries FILE."
+            + (f" ({parsed.json!r} is the file of --json: put sentences before it.)" if parsed.json else "")
+        )
     from xmodal.experiment.evaluation import chosen_device
     from xmodal.search.engine import SearchEngine
     from xmodal.search.results import Asking, answers, as_json, print_answers
@@ -83,8 +87,8 @@ def _faults(parsed: argparse.Namespace, sentences: Sequence[str]) -> list[str]:
     faults = []
     if parsed.k < 1:
         faults.append(f"-k must be at least 1, found {parsed.k}.")
-    if parsed.memory_gb is not None and not parsed.memory_gb > 0:
-        faults.append(f"--memory-gb must be above 0, found {parsed.memory_gb}.")
+    if parsed.memory_gb is not None and not 0 < parsed.memory_gb < math.inf:
+        faults.append(f"--memory-gb must be a number above 0, found {parsed.memory_gb}.")
     faults += [f"There is no photo {image}." for image in parsed.image if not image.is_file()]
     faults += [f"Sentence {n} is empty." for n, text in enumerate(sentences, 1) if not text.strip()]
     if parsed.json not in (None, STDIN) and not Path(parsed.json).absolute().parent.is_dir():

@@ -110,7 +110,11 @@ class SavedRun:
 
     def parts(self) -> Parts:
         """Source and encoders; raises ConfigError for files that are not where the configuration says."""
-        return _parts(self.cfg, _query_encoders(self.cfg, self.content[CHECKPOINT_KEY], self.overrides))
+        return _parts(self.cfg, self.query_encoders())
+
+    def query_encoders(self) -> QueryEncoders:
+        """The encoders that the model was trained with, prepared when they are first used."""
+        return _query_encoders(self.cfg, self.content[CHECKPOINT_KEY], self.overrides)
 
     def model(self, parts: Parts) -> DualEncoder:
         """The trained model, on the device, in evaluation mode."""
@@ -171,7 +175,11 @@ def _query_encoders(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[
     the learned vectors of words once started from.
     """
     config = plain(cfg)
-    config["query_encoders"] = {side: config[f"{side}_encoder"] for side in _SIDES}
+    made_by = saved["config"].get("query_encoders", {})  # of new items, where features were precomputed
+    config["query_encoders"] = {
+        side: made_by.get(side) if "made_by" in config[f"{side}_encoder"] else config[f"{side}_encoder"]
+        for side in _SIDES
+    }
     given = typed_keys(overrides)
     moved = [side for side in _SIDES for key in ("weights", "vectors") if f"{side}_encoder.{key}" in given]
     if "text" in moved and is_made_of(cfg, "text_encoder", "xmodal.encoders.words."):

@@ -1,6 +1,9 @@
 """From vectors on disk to an index, block by block, so that memory holds the index alone, or not even that."""
 
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +13,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float, Int
 
+from xmodal.features.disk_space import readable
 from xmodal.retrieval.index import metric_of, share_found
 from xmodal.search.choice import GOOD_RECALL, Choice
 from xmodal.search.gallery import NumberedGallery, as_queries, clusters_beside, numbered, read_gallery
@@ -33,8 +37,15 @@ class Recall:
 
 
 def vectors_file(path: Path, count: int, width: int) -> Float[np.memmap, "N E"]:
-    """An array on disk for vectors that are still to come."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
+    """An array on disk for vectors that are still to come, whose room is taken at once.
+
+    Raises:
+        OSError: there is no room; a process that writes to such an array then would be killed.
+    """
+    found = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 def build_gallery(
@@ -146,6 +157,9 @@ def _join(empty: Any, parts: list[Path], path: Path) -> None:
     for part in opened:
         lists.push_back(faiss.extract_index_ivf(part).invlists)
     clusters = clusters_beside(path)
+    needed, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(path.parent).free
+    if free < needed:  # FAISS would write to memory that no disk is behind
+        raise OSError(errno.ENOSPC, f"The clusters need {readable(needed)}, {readable(free)} are free", str(clusters))
     joined = faiss.OnDiskInvertedLists(empty.nlist, empty.code_size, str(clusters))
     empty.ntotal = joined.merge_from_multiple(lists.data(), lists.size())
     empty.replace_invlists(joined)

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from xmodal.config.command_line import compose
 from xmodal.errors import ConfigError
+from xmodal.experiment.opened_run import constructed
 from xmodal.features.disk_space import readable
 from xmodal.retrieval.index import Index
 
@@ -32,7 +35,8 @@ class Asked:
         """From ``index=hnsw index.ef_search=64``.
 
         Raises:
-            ConfigError: an unknown option, key or value, as for train.py; settings without an option.
+            ConfigError: an unknown option, key or value, as for train.py; a number out of its range; settings without
+                an option.
         """
         if not words:
             return cls()
@@ -42,6 +46,9 @@ class Asked:
             raise ConfigError(f"{' '.join(settings)}: say which index it is a setting of: index=hnsw or index=ivf_pq.")
         composed = compose(list(words)).index
         typed = {word.partition("=")[0].partition(".")[2] for word in settings}
+        if "_target_" in typed:
+            raise ConfigError(f"index._target_ is not a setting. Name the index: index={' or index='.join(KINDS)}.")
+        constructed(composed)
         return cls(kinds[-1], {name: int(composed[name]) for name in sorted(typed)})
 
 
@@ -72,9 +79,7 @@ class Choice:
 
     def index(self) -> Index:
         """The index of these settings, as ``conf/index`` has it."""
-        from hydra.utils import instantiate
-
-        made: Index = instantiate(compose([f"index={self.kind}", *_words(self.settings)]).index)
+        made: Index = constructed({**_config(self.kind), **self.settings})
         return made
 
 
@@ -87,6 +92,8 @@ def choose(count: int, width: int, memory_bytes: int, asked: Asked) -> Choice:
     kind, reason = (asked.kind, "asked for") if asked.kind else _kind(count, width, memory_bytes)
     chosen = {"flat": {}, "hnsw": _graph(width), "ivf_pq": _clusters(count, width, memory_bytes)}[kind]
     settings = {**chosen, **asked.settings}
+    if kind == "ivf_pq":
+        settings = _lowered(settings, count, width)
     size = _size(kind, count, width, settings)
     on_disk = kind == "ivf_pq" and size > memory_bytes
     if size > memory_bytes and not on_disk:
@@ -115,6 +122,14 @@ def _clusters(count: int, width: int, memory_bytes: int) -> dict[str, int]:
     return {**_defaults("ivf_pq"), "lists": lists, "probes": min(8, lists), "codes": _codes(count, width, memory_bytes)}
 
 
+def _lowered(settings: Mapping[str, int], count: int, width: int) -> dict[str, int]:
+    """What `xmodal.retrieval.index.IVFPQIndex` makes of settings that so few or so narrow vectors don't allow."""
+    lists = min(settings["lists"], max(1, count // _LEAST_PER_LIST))
+    codes = max(d for d in range(1, min(settings["codes"], width) + 1) if width % d == 0)
+    bits = max(1, min(settings["bits"], int(math.log2(max(count, 1)))))
+    return {**settings, "lists": lists, "probes": min(settings["probes"], lists), "codes": codes, "bits": bits}
+
+
 def _codes(count: int, width: int, memory_bytes: int) -> int:
     """Bytes per vector: a code for every two numbers; fewer where that makes it fit, down to one for eight."""
     divisors = [d for d in range(1, width + 1) if width % d == 0 and width // 8 <= d <= max(1, width // 2)] or [width]
@@ -131,10 +146,11 @@ def _size(kind: str, count: int, width: int, settings: Mapping[str, int]) -> int
 
 
 def _defaults(kind: str) -> dict[str, int]:
+    return {name: value for name, value in _config(kind).items() if name != "_target_"}
+
+
+@cache
+def _config(kind: str) -> dict[str, Any]:
     config = OmegaConf.to_container(compose([f"index={kind}"]).index)
     assert isinstance(config, dict)
-    return {str(name): value for name, value in config.items() if name != "_target_"}
-
-
-def _words(settings: Mapping[str, int]) -> list[str]:
-    return [f"index.{name}={value}" for name, value in settings.items()]
+    return {str(name): value for name, value in config.items()}

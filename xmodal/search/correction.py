@@ -84,7 +84,7 @@ class Correction:
         """
         size = len(gallery) if among is None else len(among)
         scores, numbers = gallery.search(queries, min(size, max(_FIRST, 4 * k)), among)
-        k = min(k, size)
+        k = max(1, min(k, size))  # of an empty split: the number −1
         found_scores, found = np.empty((len(queries), k), scores.dtype), np.empty((len(queries), k), numbers.dtype)
         left = np.arange(len(queries))
         while True:

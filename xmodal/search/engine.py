@@ -20,7 +20,7 @@ from xmodal.search.correction import Correction, read_corrections
 from xmodal.search.folder import verified
 from xmodal.search.gallery import NumberedGallery, as_queries, check_k, memory_of_machine, read_gallery
 from xmodal.search.items_table import IndexedItems
-from xmodal.search.manifest import BANK, ITEMS, MODEL, TARGETS, Manifest, Target
+from xmodal.search.manifest import BANK, ITEMS, MODEL, TARGETS, Manifest, Target, read_manifest
 
 
 class Hit:
@@ -137,23 +137,37 @@ class SearchEngine:
             DataError: no index, a damaged one, or one of another model; no checkpoint.
             FeatureError: an index of another embedding size than the model's.
         """
-        folder = Path(folder)
-        manifest = verified(folder)
-        file = checkpoint_file(folder, manifest, None if checkpoint is None else Path(checkpoint))
+        folder, given = Path(folder), None if checkpoint is None else Path(checkpoint)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        model = trained_model(manifest, file, place)
         budget = int(memory_of_machine() * 0.75 if memory_gb is None else memory_gb * 1e9)
+        while True:
+            manifest = verified(folder)
+            try:
+                engine = cls._opened(folder, manifest, given, place, budget)
+            except (DataError, OSError):
+                if read_manifest(folder).files == manifest.files:
+                    raise
+            else:
+                if read_manifest(folder).files == manifest.files:  # else another process has changed it meanwhile
+                    engine.root = Path(manifest.root) if root is None else Path(root)
+                    return engine
+
+    @classmethod
+    def _opened(
+        cls, folder: Path, manifest: Manifest, given: Path | None, device: torch.device, memory_bytes: int
+    ) -> "SearchEngine":
+        model = trained_model(manifest, checkpoint_file(folder, manifest, given), device)
         galleries = {
-            target: read_gallery(folder / f"{target}.faiss", manifest.similarity, budget) for target in manifest.sides
+            target: read_gallery(folder / f"{target}.faiss", manifest.similarity, memory_bytes)
+            for target in manifest.sides
         }
         for target, gallery in galleries.items():
             _check_gallery(manifest, target, gallery)
-            if place.type == "cuda":
+            if device.type == "cuda":
                 gallery.to_gpu()
         items = IndexedItems.read(folder / ITEMS)
         corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
-        where = Path(root) if root is not None else Path(manifest.root)
-        return cls(folder, manifest, model, items, galleries, corrections, where)
+        return cls(folder, manifest, model, items, galleries, corrections, Path(manifest.root))
 
     @property
     def has_correction(self) -> bool:
@@ -334,7 +348,8 @@ def checkpoint_file(folder: Path, manifest: Manifest, given: Path | None) -> Pat
         from xmodal.experiment.opened_run import checkpoint_of
 
         return checkpoint_of(given)
-    places = (folder / MODEL, Path(manifest.checkpoint), folder / manifest.checkpoint_nearby)
+    inside = [folder / MODEL] if MODEL in manifest.files else []
+    places = (*inside, Path(manifest.checkpoint), folder / manifest.checkpoint_nearby)
     for place in places:
         if place.is_file():
             return place

@@ -17,6 +17,7 @@ from xmodal.errors import DataError
 from xmodal.features.lock import only_one
 from xmodal.search.manifest import NAME, UNFINISHED, Manifest, read_manifest
 
+LEFTOVERS = (f"*{UNFINISHED}", f"*{UNFINISHED}.part*", f".{NAME}.*.part")  # of a process that was killed
 _AGAIN = "Build the index again (xmodal index RUN --output …), or copy it again from where it is whole."
 
 
@@ -46,10 +47,14 @@ class Change:
         """
         digests = {name: _stated(self._folder / f"{name}{UNFINISHED}") for name in self._names}
         manifest = replace(manifest, files={**(kept or {}), **digests})
+        before = _names_in(self._folder)
         with complete_file(self._folder / NAME) as partial:
             partial.write_text(manifest.as_json(), encoding="utf-8")
         for name in self._names:
-            os.replace(self._folder / f"{name}{UNFINISHED}", self._folder / name)
+            with suppress(FileNotFoundError):  # another process, that opened the index just now, was faster
+                os.replace(self._folder / f"{name}{UNFINISHED}", self._folder / name)
+        for name in before - manifest.files.keys():
+            (self._folder / name).unlink(missing_ok=True)
         self._names.clear()
         return manifest
 
@@ -70,6 +75,7 @@ def change_of(folder: Path) -> Iterator[Change]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder / NAME, "changing"):
+            _tidy(folder)
             change = Change(folder)
             try:
                 yield change
@@ -81,8 +87,8 @@ def change_of(folder: Path) -> Iterator[Change]:
         ) from error
     finally:
         if is_new and not (folder / NAME).exists():
-            (folder / f"{NAME}.lock").unlink(missing_ok=True)
-            with suppress(OSError):  # others wrote there too
+            with suppress(OSError):  # others wrote there too, or it could not be made
+                (folder / f"{NAME}.lock").unlink(missing_ok=True)
                 folder.rmdir()
 
 
@@ -96,19 +102,47 @@ def verified(folder: Path) -> Manifest:
     _finish(folder, manifest)
     if not (faults := _faults(folder, manifest)):
         return manifest
-    changed = read_manifest(folder)  # by another process, just now?
-    if changed.files != manifest.files and not _faults(folder, changed):
-        return changed
+    if read_manifest(folder).files != manifest.files:  # another process has changed it just now
+        return verified(folder)
     raise DataError(f"The index {folder} is damaged: {'; '.join(faults)}. {_AGAIN}")
 
 
+def _names_in(folder: Path) -> set[str]:
+    """The files of the index in a folder; none where it can't be read, and is about to be replaced."""
+    try:
+        return set(read_manifest(folder).files)
+    except DataError:
+        return set()
+
+
+def _tidy(folder: Path) -> None:
+    """Finish, or clear away, what a process left that was killed while it changed the index."""
+    if (folder / NAME).exists():
+        with suppress(DataError):  # a damaged one is about to be replaced, or refused by whoever needs it
+            _finish(folder, read_manifest(folder))
+    for pattern in LEFTOVERS:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _finish(folder: Path, manifest: Manifest) -> None:
-    """Give files their names where a change was cut off after it had been committed."""
+    """Give files their names where a change was cut off after it had been committed.
+
+    Raises:
+        DataError: the folder can't be written to.
+    """
     for name, stated in manifest.files.items():
         unfinished = folder / f"{name}{UNFINISHED}"
         if unfinished.exists() and _same(folder / name, stated) is False and _same(unfinished, stated):
-            with suppress(FileNotFoundError):  # another process was faster
+            try:
                 os.replace(unfinished, folder / name)
+            except FileNotFoundError:
+                continue  # another process was faster
+            except OSError as error:
+                raise DataError(
+                    f"The last change of the index {folder} was cut off at its very end, and can't be finished, as "
+                    f"{folder} can't be written to ({error.strerror}). Open it once where it can be."
+                ) from error
 
 
 def _faults(folder: Path, manifest: Manifest) -> list[str]:

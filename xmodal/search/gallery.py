@@ -207,17 +207,25 @@ def read_gallery(path: Path, similarity: str, memory_bytes: int | None = None) -
         DataError: a file that FAISS can't read, or an index that does not fit into memory and has no clusters.
     """
     is_large = memory_bytes is not None and size_of(path) > memory_bytes
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | ((faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) if is_large else 0)
-    try:
-        index = faiss.read_index(str(path), flags)
-    except RuntimeError as error:
-        raise DataError(f"{path} can't be read as a FAISS index ({str(error).splitlines()[0]}).") from error
-    if is_large and not isinstance(index, faiss.IndexIVF):
+    if is_large and not _has_clusters(path):
         raise DataError(
             f"{path} takes {size_of(path) / 1e9:.2f} GB, more than the {(memory_bytes or 0) / 1e9:.2f} GB it may take. "
             "Allow more (--memory-gb), or build it with index=ivf_pq, whose clusters can stay on disk."
         )
+    is_on_disk = is_large or clusters_beside(path).exists()
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | (faiss.IO_FLAG_READ_ONLY if is_on_disk else 0)
+    flags |= faiss.IO_FLAG_MMAP if is_large else 0
+    try:
+        index = faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise DataError(f"{path} can't be read as a FAISS index ({str(error).splitlines()[0]}).") from error
     return NumberedGallery(index, similarity)
+
+
+def _has_clusters(path: Path) -> bool:
+    """Whether it is an IVF index, which FAISS says in the first bytes; the whole may be more than memory holds."""
+    with path.open("rb") as file:
+        return file.read(2) == b"Iw"
 
 
 def size_of(path: Path) -> int:

@@ -1,5 +1,6 @@
 """What a saved index says of itself: model, data, sizes, settings, and the digests of its files."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -85,7 +86,10 @@ class Manifest:
         return {target: self.sides[target].count if target in self.sides else 0 for target in TARGETS}
 
     def as_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        content = asdict(self)
+        return (
+            json.dumps({"format": _FORMAT, **content, "digest": _digest(content)}, indent=2, ensure_ascii=False) + "\n"
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -97,21 +101,26 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(_no_index(folder)) from error
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} can't be read ({error}). Build the index again: xmodal index RUN --output …"
-        ) from error
+        raise DataError(f"{path} can't be read ({error}). {_AGAIN}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != _FORMAT:
-        raise DataError(f"{path} has the format {found!r}, this version of xmodal reads {_FORMAT}. Build it again.")
+        raise DataError(f"{path} has the format {found!r}, this version of xmodal reads {_FORMAT}. {_AGAIN}")
+    del content["format"]
+    if content.pop("digest", None) != _digest(content):
+        raise DataError(f"{path} is damaged: it has another content than when it was written. {_AGAIN}")
     try:
-        del content["format"]
         sides = {target: Side(**side) for target, side in content.pop("sides").items()}
         return Manifest(**{**content, "splits": tuple(content["splits"])}, sides=sides)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN}") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what a manifest says, in whatever order and layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _no_index(folder: Path) -> str:

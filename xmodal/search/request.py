@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from xmodal.experiment.opened_run import SavedRun
 from xmodal.models.checkpoint import model_digest
 from xmodal.search.choice import Asked
 from xmodal.search.engine import checkpoint_file
-from xmodal.search.folder import change_of, verified
+from xmodal.search.folder import LEFTOVERS, change_of, verified
 from xmodal.search.gallery import memory_of_machine
 from xmodal.search.items_table import IndexedItems
-from xmodal.search.manifest import ITEMS, NAME, UNFINISHED, Manifest
-from xmodal.search.saving import Settings, add_items, build_index, description, remove_items
+from xmodal.search.manifest import ITEMS, NAME, TARGETS, Manifest, Target
+from xmodal.search.saving import Settings, add_items, build_index, description, remove_items, require_changeable
 from xmodal.search.sources import Known, Source, own_source, split_source
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ class Request:
     includes_model: bool = False
     memory_gb: float | None = None
     device: str = "auto"
+    checkpoint: Path | None = None
 
     @property
-    def is_own(self) -> bool:
-        """Whether photos or sentences of one's own are taken."""
-        return self.images is not None or self.captions is not None
+    def own_targets(self) -> list[Target]:
+        """Sides that photos or sentences of one's own are taken for."""
+        given = zip(TARGETS, (self.images, self.captions), strict=True)
+        return [target for target, place in given if place is not None]
 
     @property
     def memory_bytes(self) -> int:
@@ -82,23 +85,27 @@ def change_index(folder: Path, request: Request, removed: Sequence[str] | None) 
     with change_of(folder) as change:
         manifest = verified(folder)  # another process may have changed it meanwhile
         if removed is not None:
-            manifest = remove_items(change, folder, manifest, removed, request.memory_bytes)
+            manifest = remove_items(change, folder, manifest, removed)
         else:
+            for target in request.own_targets:  # before anything is encoded
+                require_changeable(manifest, target)
             saved = _saved_of(folder, manifest, request)
             source = _source(saved, request, _known(folder, manifest))
-            manifest = add_items(change, folder, manifest, source, request.memory_bytes)
+            manifest = add_items(change, folder, manifest, source)
     log.info("%s", description(manifest))
     return manifest
 
 
 def _source(saved: SavedRun, request: Request, known: Known) -> Source:
-    if not request.is_own:
+    if not request.own_targets:
         return split_source(saved, request.split, request.bank_size)
     return own_source(saved, request.images, request.captions, request.on_error, request.bank_size, known)
 
 
 def _saved_of(folder: Path, manifest: Manifest, request: Request) -> SavedRun:
-    saved = SavedRun.read(checkpoint_file(folder, manifest, None), request.overrides, chosen_device(request.device))
+    saved = SavedRun.read(
+        checkpoint_file(folder, manifest, request.checkpoint), request.overrides, chosen_device(request.device)
+    )
     if model_digest(saved.content) != manifest.model_digest:
         raise DataError(
             f"{saved.file} has changed since the index {folder} was made of it: what it embeds now can't be compared. "
@@ -111,13 +118,16 @@ def _known(folder: Path, manifest: Manifest) -> Known:
     items = IndexedItems.read(folder / ITEMS)
     files = (items.file_at(row) for row in range(len(items)))
     root = Path(manifest.root)
-    return Known(frozenset(items.ids), frozenset((root / file).absolute() for file in files if file is not None))
+    taken = frozenset(Path(os.path.abspath(root / file)) for file in files if file is not None)
+    captions = manifest.sides["captions"].next_number if "captions" in manifest.sides else 0
+    return Known(frozenset(items.ids), taken, captions)
 
 
 def _require_free(output: Path) -> None:
     """The folder is new, empty, or an index, which is replaced as a whole."""
     if output.is_dir() and not (output / NAME).exists():
-        others = [path.name for path in output.iterdir() if not path.name.endswith((UNFINISHED, ".lock"))]
+        leftovers = {path for pattern in (*LEFTOVERS, f"{NAME}.lock") for path in output.glob(pattern)}
+        others = [path.name for path in output.iterdir() if path not in leftovers]
         if others:
             raise ConfigError(
                 f"--output {output} holds something else than an index ({others[0]} …); name a new folder."

@@ -88,7 +88,7 @@ def build_index(change: Change, folder: Path, saved: SavedRun, source: Source, s
     return change.commit(_manifest(folder, saved, source, sides, width, time.monotonic() - began))
 
 
-def add_items(change: Change, folder: Path, manifest: Manifest, source: Source, memory_bytes: int) -> Manifest:
+def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) -> Manifest:
     """The index with the items of a source behind its own; what was in it keeps its ids and numbers.
 
     Raises:
@@ -98,13 +98,15 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source, 
     items = IndexedItems.read(folder / ITEMS)
     first = {target: side.next_number for target, side in manifest.sides.items()}
     new = source.items({**_NONE, **first})
-    if faults := _addition_faults(manifest, items, source, new):
-        raise ConfigError(faults)
+    if taken := [item.id for item in new if item.id in items]:
+        raise ConfigError(
+            f"The index has items of these ids already: {name_some(taken)}. Remove them first: --remove ID"
+        )
     root, old_items, new_items = _below_one_root(manifest, items, source, new)
     corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
     sides = dict(manifest.sides)
     for target in (one for one in TARGETS if len(source.rows.get(one, ()))):
-        gallery = _opened_for_change(folder, manifest, target, memory_bytes)
+        gallery = _opened_for_change(folder, manifest, target)
         vectors = np.concatenate([batch.cpu().numpy() for batch in _shown(source, target)])
         queries = as_queries(vectors, gallery.width, gallery.similarity)
         numbers = np.arange(first[target], first[target] + len(queries))
@@ -119,7 +121,7 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source, 
     return _commit(change, manifest, changed, corrections)
 
 
-def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence[str], memory_bytes: int) -> Manifest:
+def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence[str]) -> Manifest:
     """The index without some items, photos and captions both; numbers of theirs are never given again.
 
     Raises:
@@ -140,7 +142,7 @@ def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence
         numbers = _numbers_of(gone, target)
         if not len(numbers):
             continue
-        gallery = _opened_for_change(folder, manifest, target, memory_bytes)
+        gallery = _opened_for_change(folder, manifest, target)
         if len(numbers) == len(gallery):
             raise ConfigError(f"All {target} of the index would be gone. Build an index without them instead.")
         gallery.remove(numbers)
@@ -223,18 +225,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _addition_faults(manifest: Manifest, items: IndexedItems, source: Source, new: Sequence[Item]) -> list[str]:
-    there = " and ".join(manifest.sides)
-    faults = [
-        f"The index holds {there} alone: {target} can't be added to it. Build one of both: xmodal index RUN"
-        for target in TARGETS
-        if len(source.rows.get(target, ())) and target not in manifest.sides
-    ]
-    if taken := [item.id for item in new if item.id in items]:
-        faults.append(f"The index has items of these ids already: {name_some(taken)}. Remove them first: --remove ID")
-    return faults
-
-
 def _below_one_root(
     manifest: Manifest, items: IndexedItems, source: Source, new: Sequence[Item]
 ) -> tuple[Path, IndexedItems, IndexedItems]:
@@ -246,19 +236,28 @@ def _below_one_root(
     return root, items.moved(old_root, root), IndexedItems.of(new).moved(source.root, root)
 
 
-def _opened_for_change(folder: Path, manifest: Manifest, target: Target, memory_bytes: int) -> NumberedGallery:
+def _opened_for_change(folder: Path, manifest: Manifest, target: Target) -> NumberedGallery:
     """A gallery in memory.
 
     Raises:
-        ConfigError: its clusters are on disk, where they can't be changed without being half changed for a time.
+        ConfigError: see ``require_changeable``; on disk clusters would be half changed for a time.
     """
-    path = folder / f"{target}.faiss"
-    if clusters_beside(path).exists():
+    require_changeable(manifest, target)
+    return read_gallery(folder / f"{target}.faiss", manifest.similarity, None)
+
+
+def require_changeable(manifest: Manifest, target: Target) -> None:
+    """Raise ConfigError unless vectors of this side can be added and removed."""
+    if target not in manifest.sides:
+        raise ConfigError(
+            f"The index holds {' and '.join(manifest.sides)} alone: {target} can't be added to it. Build one of both: "
+            "xmodal index RUN"
+        )
+    if clusters_beside(Path(f"{target}.faiss")).name in manifest.files:
         raise ConfigError(
             f"The clusters of {target} lie on disk, as they did not fit into the memory that they were given: such an "
             "index is not changed, but built anew, with what it is to hold."
         )
-    return read_gallery(path, manifest.similarity, None)
 
 
 def _write_changed(

@@ -1,5 +1,6 @@
 """What an index is built from: a split of a run's data set, or photos and sentences of one's own."""
 
+import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,14 +15,13 @@ from torch import Tensor
 
 from xmodal.config.evaluation import ROLES, EvaluationOptions
 from xmodal.data.faults import Faults, name_some
-from xmodal.data.images import check_images, examine_images, listed_faults
+from xmodal.data.images import examine_images, listed_faults
 from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import DataError
 from xmodal.experiment.features import Dataset, features_of, load_dataset
 from xmodal.experiment.opened_run import OpenedRun, SavedRun
 from xmodal.experiment.parts import Parts
-from xmodal.models.dual_encoder import CHECKPOINT_KEY
-from xmodal.models.query_encoders import Modality, QueryEncoders
+from xmodal.models.query_encoders import Modality
 from xmodal.search.items_table import Item
 from xmodal.search.manifest import TARGETS, Target
 from xmodal.tokens import tokenize
@@ -117,10 +117,12 @@ def split_source(saved: SavedRun, split: str | None, bank_size: int) -> Source:
 
 @dataclass(frozen=True)
 class Known:
-    """What an index that is added to has already: ids, and photos by their absolute paths."""
+    """What an index that is added to has already: ids, photos by their absolute paths, and how many captions it ever
+    had."""
 
     ids: frozenset[str] = frozenset()
     files: frozenset[Path] = frozenset()
+    captions: int = 0
 
 
 def _once(rows: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "n"]:
@@ -147,22 +149,15 @@ def own_source(
             word.
         FeatureError: the run's features were precomputed, by an encoder that it does not name.
     """
-    cfg = saved.cfg
-    OmegaConf.update(cfg, "data.on_error", on_error)
     found = _images_below(images) if images is not None else []
     sentences = read_captions(captions) if captions is not None else []
     name = (images or captions or Path("own")).resolve().stem
     items = Items(name, *_own_items(images, found, sentences, known), {"test": (OWN,)})
-    dataset = _examined(saved, items)
-    wanted: list[Target] = [
-        target for target, given in zip(TARGETS, (images, captions), strict=True) if given is not None
-    ]
-    run = _opened(saved, dataset, wanted)
-    rows: dict[Target, np.ndarray] = {}
-    if "images" in wanted:
-        rows["images"] = np.flatnonzero([image.path is not None for image in dataset.used.images]).astype(np.int64)
-    if "captions" in wanted:
-        rows["captions"] = np.arange(len(dataset.used.captions))
+    dataset = _examined(saved, items, on_error)
+    photos = np.flatnonzero([image.path is not None for image in dataset.used.images]).astype(np.int64)
+    rows: dict[Target, np.ndarray] = {"images": photos, "captions": np.arange(len(dataset.used.captions))}
+    rows = {target: there for target, there in rows.items() if len(there)}
+    run = _opened(saved, dataset, [target for target in TARGETS if target in rows])
     bank = split_source(saved, "train", bank_size).bank if bank_size else {}
     return Source(name, run, (OWN,), rows, root_of([image.path for image in dataset.used.images]), bank)
 
@@ -206,32 +201,34 @@ def read_captions(path: Path) -> list[str]:
 def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: --images takes a folder of photos.")
+    folder = folder.resolve()  # the same photos are the same, however the folder is typed
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not found:
         raise DataError(f"{folder} holds no photo (files such as .jpg or .png, in folders within it too).")
-    root = folder.resolve()
-    outside = [path for path in found if not path.resolve().is_relative_to(root)]
-    if outside:
+    inside = [path for path in found if path.resolve().is_relative_to(folder)]
+    if not inside:
+        raise DataError(f"{folder} holds links alone that lead out of it, such as {found[0]}: name the folder itself.")
+    if outside := sorted(set(found) - set(inside)):
         log.warning("%d links that lead out of %s are passed over, %s first.", len(outside), folder, outside[0])
-    return [path for path in found if path not in set(outside)]
+    return inside
 
 
 def _own_items(
     folder: Path | None, photos: Sequence[Path], sentences: Sequence[str], known: Known
 ) -> tuple[tuple[ImageItem, ...], tuple[Caption, ...]]:
-    """Photos are called after their paths below the folder, sentences after a number that is free."""
+    """Photos are called after their paths below the folder, sentences after a number that none ever had."""
     images = []
     for photo in photos:
         assert folder is not None
-        if photo.absolute() not in known.files:
-            images.append(ImageItem(photo.relative_to(folder).as_posix(), OWN, photo.absolute()))
+        if photo not in known.files:
+            images.append(ImageItem(photo.relative_to(folder.resolve()).as_posix(), OWN, photo))
     if taken := [str(image.image_id) for image in images if image.image_id in known.ids]:
         raise DataError(
             f"The index has other photos of these names, below the folder that they came from: {name_some(taken)}. "
             "Rename them, or give the folder above this one, which their names then begin with."
         )
-    captions, number = [], len(known.ids)
+    captions, number = [], known.captions
     for sentence in sentences:
         while f"caption {number}" in known.ids:
             number += 1
@@ -243,13 +240,16 @@ def _own_items(
     return tuple(images), tuple(captions)
 
 
-def _examined(saved: SavedRun, items: Items) -> Dataset:
+def _examined(saved: SavedRun, items: Items, on_error: str) -> Dataset:
     """The items whose photos are good; an error, or a warning, for the others."""
     photos = [image.path for image in items.images if image.path is not None]
     memo = Path(saved.cfg.paths.cache_dir) / "images.jsonl"
-    if saved.cfg.data.on_error == "error":
-        return Dataset(items, items, check_images(photos, memo))
     found = examine_images(photos, memo)
+    if found.faults and on_error == "error":
+        raise DataError(
+            f"{len(found.faults)} of {len(photos)} photos can't be used:\n{_listed(found.faults)}\n"
+            "Fetch them again or take them away; or leave them out: --on-error skip"
+        )
     if not found.digests and photos:
         raise DataError(f"None of the photos can be decoded:\n{_listed(found.faults)}")
     if found.faults:
@@ -264,11 +264,11 @@ def _listed(faults: Mapping[Path, str]) -> str:
 
 def _opened(saved: SavedRun, dataset: Dataset, wanted: Sequence[Target]) -> OpenedRun:
     """The model, with the encoders of new items, and the features of these."""
-    encoders = QueryEncoders.from_checkpoint(saved.content[CHECKPOINT_KEY])
+    encoders = saved.query_encoders()
     sides = {target: encoders.encoder(_MODALITY[target]) for target in wanted}
     tails = {side: encoders.encoder(side) for side in encoders.fine_tuned}
     parts = Parts(None, sides.get("images", tails.get("image")), sides.get("captions", tails.get("text")), {})
-    cfg = saved.cfg
+    cfg = copy.deepcopy(saved.cfg)
     OmegaConf.update(cfg, "data.name", dataset.used.name)
     OmegaConf.update(cfg, "features.store", bool(cfg.features.store) and len(dataset.used.images) > _SMALL)
     run = OpenedRun(cfg, saved.model(parts), dataset.used, {}, saved.device)
@@ -286,12 +286,3 @@ def _with_photos(dataset: Dataset) -> Dataset:
     images = tuple(image for image in dataset.used.images if image.path is not None)
     used = replace(dataset.used, images=images, captions=())
     return replace(dataset, used=used)
-
-
-def require_one_source(split: str | None, images: Path | None, captions: Path | None) -> list[str]:
-    """Sentences about sources that do not go together."""
-    if split is not None and (images is not None or captions is not None):
-        return ["--split takes items of the run's data set, --images and --captions your own: choose one of them."]
-    if split not in (None, *ROLES, ALL):
-        return [f"--split must be one of {', '.join((*ROLES, ALL))}, found {split}."]
-    return []

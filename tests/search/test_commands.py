@@ -1,0 +1,252 @@
+"""`xmodal index` and `xmodal search` as a user types them."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xmodal.cli import main
+from xmodal.search.folder import verified
+
+
+@pytest.fixture(scope="module")
+def index(shelf) -> Path:
+    return shelf.index("commands", "--split", "test")
+
+
+def found(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_alone_is_on_standard_output(start, index, tmp_path):
+    """In a process of its own, whose logs are those of a user."""
+    words = ["-m", "xmodal.cli", "search", str(index), "a red circle", "-k", "2", "--json"]
+    done = start(words, tmp_path).finish()
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["index"], told["similarity"]) == (str(index), "cosine")
+    [answer] = told["results"]
+    assert (answer["kind"], answer["query"], answer["target"]) == ("text", "a red circle", "images")
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2]
+    assert set(answer["hits"][0]) == {"rank", "score", "id", "file", "caption", "captions", "split"}
+    assert "queries in" in done.stderr
+
+
+def test_many_sentences_from_everywhere(index, tmp_path, capsys, monkeypatch):
+    (tmp_path / "queries.txt").write_text("\ufeffa blue square\n\n  a star \n")
+    capsys.readouterr()
+    assert (
+        main(["search", str(index), "one", "-k", "3", "two", "--queries", str(tmp_path / "queries.txt"), "--json"]) == 0
+    )
+    assert [answer["query"] for answer in found(capsys)["results"]] == ["one", "two", "a blue square", "a star"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a red circle\na star\n"))
+    assert main(["search", str(index), "--queries", "-", "--json", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out == ""
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert [answer["query"] for answer in told["results"]] == ["a red circle", "a star"]
+    assert [len(answer["hits"]) for answer in told["results"]] == [10, 10]
+
+
+def test_the_table(index, capsys):
+    capsys.readouterr()
+    assert main(["search", str(index), "a [red] circle", "-k", "2", "--target", "captions"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a [red] circle"
+    assert lines[1].split() == ["rank", "score", "caption", "of", "photo"]
+    assert [line.split()[0] for line in lines[2:4]] == ["1", "2"]
+    assert ".png" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([], "Say what to search for"),
+        (["--json", "a dog"], "'a dog' is the file of --json: put sentences before it"),
+        (["x", "-k", "0"], "-k must be at least 1, found 0"),
+        (["x", "--memory-gb", "inf"], "--memory-gb must be a number above 0, found inf"),
+        (["x", "--imag=y"], "Did you mean '--image'?"),
+        (["x", " "], "Sentence 2 is empty"),
+        (["--image", "/nowhere.jpg"], "There is no photo /nowhere.jpg"),
+        (["x", "--json", "/nowhere/x.json"], "there is no folder /nowhere"),
+        (["x", "--json", "/tmp"], "--json /tmp is a folder"),
+        (["x", "--split", "tset"], "no split 'tset', but test"),
+        (["--queries", "/nowhere.txt"], "--queries /nowhere.txt can't be read"),
+        (["--queries", os.devnull], "expected a sentence in each line, found none"),
+        (["x", "--checkpoint", "/nowhere.ckpt"], "There is no file or folder /nowhere.ckpt"),
+    ],
+)
+def test_a_wrong_search_is_explained(index, words, fault, capsys):
+    capsys.readouterr()
+    assert main(["search", str(index), *words]) == 2
+    said = capsys.readouterr()
+    assert fault in said.err
+    assert said.out == ""
+
+
+def test_a_run_and_nothing_in_place_of_an_index(shelf, tmp_path, capsys):
+    assert main(["search", str(shelf.run), "x"]) == 2
+    assert f"is a run, and no index of it yet: xmodal index {shelf.run}" in capsys.readouterr().err
+    assert main(["index", str(shelf.run), "--remove", "1"]) == 2
+    assert "is a run, and no index of it yet" in capsys.readouterr().err
+    assert main(["search", str(tmp_path), "x"]) == 2
+    assert "holds no index" in capsys.readouterr().err
+    assert main(["index", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_photo_is_searched_with_and_a_damaged_one_named(shelf, own, tmp_path, capsys):
+    """In an index of photos alone, added to and searched."""
+    broken = tmp_path / "photos" / "broken.jpg"
+    shutil.copytree(own / "photos" / "deep", tmp_path / "photos")
+    broken.write_bytes((own / "photos" / "a.jpg").read_bytes()[:-300])
+    folder = tmp_path / "index"
+    words = ["index", str(shelf.tuned), "--output", str(folder), "--images", str(tmp_path / "photos")]
+    assert main(words) == 2
+    assert "1 of 3 photos can't be used" in (said := capsys.readouterr().err)
+    assert "--on-error skip" in said
+    assert not folder.exists()
+    assert main([*words, "--on-error", "skip"]) == 0
+    assert verified(folder).counts == {"images": 2, "captions": 0}
+    good = str(tmp_path / "photos" / "turned.jpg")
+    capsys.readouterr()
+    assert main(["search", str(folder), "--image", good, "--target", "images", "--json"]) == 0
+    assert found(capsys)["results"][0]["hits"][0]["id"] == "turned.jpg"
+    assert main(["search", str(folder), "--image", str(broken), "--target", "images"]) == 2
+    assert f"The image {broken} can't be decoded" in capsys.readouterr().err
+    assert main(["search", str(folder), "--image", good]) == 2
+    assert f"The index {folder} holds no captions, but images" in capsys.readouterr().err
+    (tmp_path / "lines.txt").write_text("a star\n")
+    assert main(["index", str(folder), "--add", "--captions", str(tmp_path / "lines.txt")]) == 2
+    assert "The index holds images alone: captions can't be added to it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"a star\n ?!\n", r"Lines without a single word"),
+        (b"a star \xff\n", "is not in UTF-8"),
+        (b"\n  \n", "is empty: expected a sentence in each line"),
+        (None, "can't be read"),
+    ],
+)
+def test_sentences_that_can_not_be_indexed(shelf, tmp_path, content, fault, capsys):
+    file = tmp_path / "lines.txt"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["index", str(shelf.run), "--output", str(tmp_path / "index"), "--captions", str(file)]) == 2
+    assert fault in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
+def test_folders_of_photos_that_can_not_be_indexed(shelf, own, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "index")]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.jpg").symlink_to(own / "elsewhere" / "secret.jpg")
+    (tmp_path / "other").mkdir()
+    for folder, fault in (
+        ("nowhere", "There is no folder"),
+        ("other", "holds no photo"),
+        ("links", "holds links alone"),
+    ):
+        assert main(["index", str(shelf.tuned), *output, "--images", str(tmp_path / folder)]) == 2
+        assert fault in capsys.readouterr().err
+    assert main(["index", str(shelf.run), *output, "--images", str(own / "photos")]) == 2
+    assert "which network made them is not recorded" in capsys.readouterr().err
+    (tmp_path / "other" / "file").write_text("")
+    assert main(["index", str(shelf.run), "--output", str(tmp_path / "other")]) == 2
+    assert "holds something else than an index (file …)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--split", "tset"], "--split must be one of train, val, test, all; found tset"),
+        (["--split", "val", "--captions", "x"], "choose one"),
+        (["--add"], "--add needs something to add"),
+        (["--add", "--captions", "x", "--remove", "1"], "--add and --remove are two commands"),
+        (["--add", "--captions", "x", "--query-bank", "5"], "--query-bank is of a new index"),
+        (["--remove", "1", "--images", "x"], "--images has no meaning with --remove"),
+        (["--remove", "1", "--output", "x"], "--output: an index is changed where it is"),
+        (["--checkpoint", "x"], "--checkpoint goes with --add"),
+        (["--query-bank", "-1"], "--query-bank must be 0 or a number of queries, found -1"),
+        (["--inverse-temperature", "3"], "is of --query-bank N"),
+        (["--query-bank", "9", "--inverse-temperature", "-3"], "must be a positive number, found -3.0"),
+        (["--memory-gb", "nan"], "--memory-gb must be a number above 0, found nan"),
+        (["index=hnws"], "Did you mean 'hnsw'"),
+        (["index=hnsw", "index.ef_search=0"], "index.ef_search must be at least 1, found 0"),
+        (["data.rot=x"], "Did you mean 'data.root'"),
+        (["--outptu=x"], "Did you mean '--output'?"),
+    ],
+)
+def test_a_wrong_index_is_explained_before_anything_is_done(shelf, tmp_path, monkeypatch, words, fault, capsys):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["index", str(shelf.run), *words]) == 2
+    assert fault in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_changes_leave_the_index(index, capsys):
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    ids = verified_ids(index)
+    for words, fault in (
+        (["--remove", f"{ids[0]}x"], f"no items of these ids: {ids[0]}x"),
+        (["--remove", *ids], "nothing would be left"),
+        (["--add", "--captions", "/nowhere.txt", "index=hnsw"], "an index keeps its kind"),
+        (["--add", "--captions", "/nowhere.txt", "--checkpoint", "/nowhere.ckpt"], "There is no file or folder"),
+    ):
+        assert main(["index", str(index), *words]) == 2
+        assert fault in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in index.iterdir()} == before
+
+
+def verified_ids(folder: Path) -> list[str]:
+    from xmodal.search.items_table import IndexedItems
+
+    verified(folder)
+    return IndexedItems.read(folder / "items.parquet").ids
+
+
+def test_clusters_on_disk_are_searched_and_not_changed(shelf, tmp_path, capsys):
+    folder = tmp_path / "index"
+    words = ["index=ivf_pq", "index.bits=4", "--memory-gb", "0.0000001"]
+    assert main(["index", str(shelf.run), "--output", str(folder), "--split", "all", *words]) == 0
+    assert {"images.ivfdata", "captions.ivfdata"} <= {*verified(folder).files}
+    capsys.readouterr()
+    for memory in ([], ["--memory-gb", "0.0000001"]):
+        assert main(["search", str(folder), "a red circle", "-k", "3", "--json", *memory]) == 0
+        assert len(found(capsys)["results"][0]["hits"]) == 3
+    assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 2
+    assert "lie on disk" in capsys.readouterr().err
+    assert main(["index", str(shelf.run), "--output", str(folder), "--split", "val"]) == 0  # in memory, in its place
+    assert sorted(path.suffix for path in folder.iterdir() if "ivfdata" in path.name) == []
+    assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 0
+
+
+def test_interrupted_is_told(index, monkeypatch, capsys):
+    class Interrupting(io.StringIO):
+        def read(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupting())
+    assert main(["search", str(index), "--queries", "-"]) == 130
+    assert "Interrupted. Nothing was written." in capsys.readouterr().err
+
+
+def test_help_and_faults_come_without_torch(tmp_path):
+    code = (
+        "import sys\nfrom xmodal.cli import main\n"
+        "for line in ('index -h', 'search -h', 'index x --split y', 'search x -k 0'):\n"
+        "    try: print('code', main(line.split()))\n"
+        "    except SystemExit as leaving: print('code', leaving.code)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
+    assert codes == ["code 0", "code 0", "code 2", "code 2"]
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
