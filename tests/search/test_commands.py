@@ -221,6 +221,13 @@ def test_clusters_on_disk_are_searched_and_not_changed(shelf, tmp_path, capsys):
     for memory in ([], ["--memory-gb", "0.0000001"]):
         assert main(["search", str(folder), "a red circle", "-k", "3", "--json", *memory]) == 0
         assert len(found(capsys)["results"][0]["hits"]) == 3
+    printed = subprocess.run(
+        [sys.executable, "-m", "xmodal.cli", "search", str(folder), "a", "-k", "1", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert len(json.loads(printed.stdout)["results"]) == 1, "FAISS prints of its own accord"
     assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 2
     assert "lie on disk" in capsys.readouterr().err
     assert main(["index", str(shelf.run), "--output", str(folder), "--split", "val"]) == 0  # in memory, in its place

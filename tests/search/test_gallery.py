@@ -161,6 +161,15 @@ def test_zero_vectors_stay_zero_under_cosine() -> None:
     assert as_queries(np.zeros((1, WIDTH), np.float32), WIDTH, "cosine").tolist() == [[0.0] * WIDTH]
 
 
+def test_clusters_built_in_memory_are_mapped_where_there_is_less_of_it(tmp_path: Path) -> None:
+    rows, queries = vectors(3000, "cosine"), vectors(20, "cosine", seed=1)
+    made = gallery(rows, "ivf_pq", "cosine")
+    made.write(tmp_path / "images.faiss")
+    opened = read_gallery(tmp_path / "images.faiss", "cosine", 1000)
+    assert isinstance(faiss.downcast_InvertedLists(opened.index.invlists), faiss.OnDiskInvertedLists)
+    assert opened.search(queries, 10)[1].tolist() == made.search(queries, 10)[1].tolist()
+
+
 def test_files_that_can_not_be_opened(tmp_path: Path) -> None:
     gallery(vectors(100, "cosine"), "flat", "cosine").write(tmp_path / "images.faiss")
     with pytest.raises(DataError, match=r"more than the 0.00 GB it may take. Allow more \(--memory-gb\)"):
@@ -233,7 +242,7 @@ def test_an_index_larger_than_memory_is_built_in_parts_and_searched_on_disk(tmp_
     assert told["building"] < told["size"], "anonymous memory while it was built"
     assert told["searching"] < 6e6
     assert told["same"]
-    in_memory = faiss.read_index(str(tmp_path / "images.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    in_memory = read_gallery(tmp_path / "images.faiss", "dot").index
     lists = faiss.ArrayInvertedLists(in_memory.nlist, in_memory.code_size)
     old = faiss.downcast_InvertedLists(in_memory.invlists)
     for number in range(in_memory.nlist):

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from xmodal.features.disk_space import readable
 from xmodal.retrieval.index import metric_of, share_found
 from xmodal.search.choice import GOOD_RECALL, Choice
-from xmodal.search.gallery import NumberedGallery, as_queries, clusters_beside, numbered, read_gallery
+from xmodal.search.gallery import NumberedGallery, as_queries, clusters_beside, numbered, read_gallery, told_on_stderr
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,8 @@ def _fill_on_disk(empty: Any, vectors: np.ndarray, memory_bytes: int, path: Path
                 empty.add_with_ids(rows, numbers)
             faiss.write_index(empty, str(part))
             empty.reset()
-        _join(empty, parts, path)
+        with told_on_stderr():
+            _join(empty, parts, path)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """Numbered vectors in a FAISS index: searched as a whole or in part, added to, taken from, written and read."""
 
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -185,10 +188,14 @@ class NumberedGallery:
             lists = faiss.downcast_InvertedLists(self._inner.invlists)
             if isinstance(lists, faiss.OnDiskInvertedLists):
                 lists.filename = clusters_beside(path).name.removesuffix(UNFINISHED)  # the name that they will have
+        partial = path.with_name(f"{path.name}.part")  # the index may be searched in the very file that it replaces
         try:
-            faiss.write_index(self.index, str(path))
+            faiss.write_index(self.index, str(partial))
+            os.replace(partial, path)
         except RuntimeError as error:  # of the C++ library
             raise OSError(f"{path} can't be written: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _in_order(self) -> Int[np.ndarray, "N"] | None:
         """The number of each row; None where FAISS keeps numbers by itself."""
@@ -212,14 +219,30 @@ def read_gallery(path: Path, similarity: str, memory_bytes: int | None = None) -
             f"{path} takes {size_of(path) / 1e9:.2f} GB, more than the {(memory_bytes or 0) / 1e9:.2f} GB it may take. "
             "Allow more (--memory-gb), or build it with index=ivf_pq, whose clusters can stay on disk."
         )
-    is_on_disk = is_large or clusters_beside(path).exists()
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | (faiss.IO_FLAG_READ_ONLY if is_on_disk else 0)
-    flags |= faiss.IO_FLAG_MMAP if is_large else 0
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if is_large else 0
+    if clusters_beside(path).exists():  # mapped from there; FAISS 1.15 crashes where it is asked to map both
+        flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
     try:
-        index = faiss.read_index(str(path), flags)
+        with told_on_stderr():
+            index = faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise DataError(f"{path} can't be read as a FAISS index ({str(error).splitlines()[0]}).") from error
     return NumberedGallery(index, similarity)
+
+
+@contextmanager
+def told_on_stderr() -> Iterator[None]:
+    """What FAISS prints of clusters on disk goes to standard error: standard output is for results."""
+    flush, kept = ctypes.CDLL(None).fflush, os.dup(1)
+    sys.stdout.flush()
+    flush(None)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _has_clusters(path: Path) -> bool:
