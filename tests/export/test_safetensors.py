@@ -45,6 +45,7 @@ def test_the_folder_is_plain(bert_checkpoint, tmp_path):
     assert main(["export", str(bert_checkpoint), "--safetensors", str(folder)]) == 0
     described = json.loads((folder / "config.json").read_text())
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # whoever reads one, reads the other
     assert described["config"]["embedding_dim"] == 8
     assert described["states"]["text"]["vocabulary"][0] == "[PAD]"
     with safe_open(folder / "model.safetensors", "pt") as tensors:

@@ -76,6 +76,7 @@ class Together(torch.nn.Module):
         return torch.cat([tower(x, mask) for tower in self.towers], dim=1)
 
 
+@pytest.mark.slow
 def test_every_pooling_of_states_gives_what_torch_gives(make_model, tmp_path):
     towers, file = [make_model(*case).image_tower for case in POOLED.values()], tmp_path / "image_tower.onnx"
     batches, together = random_batches(towers[0]), Together(towers).eval()

@@ -36,6 +36,7 @@ def write_safetensors(content: dict[str, Any], folder: Path) -> None:
     # tensors that share memory, as tied weights do, are refused
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, folder / _FILE)
     write_config(folder, KIND, described)
+    (folder / _FILE).chmod((folder / CONFIG).stat().st_mode)  # the library lets no one else read it
 
 
 def load(folder: str | Path, map_location: str | torch.device = "cpu") -> DualEncoder:
