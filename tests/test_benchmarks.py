@@ -175,6 +175,7 @@ def test_evaluation_against_other_ways_to_the_same_ranks(start: Callable[..., An
     assert embeddings < warm <= fresh < 200
 
 
+@pytest.mark.slow
 def test_searches_beside_bare_faiss(run: Callable[..., str]) -> None:
     printed = run("search.py", "--count=1200", "--repeats=1", "--seconds=0.01", "--threads=1")
     found = [match.groupdict() for match in SECONDS.finditer(printed)]
