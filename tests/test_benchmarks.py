@@ -188,6 +188,7 @@ def test_the_page_under_load(run: Callable[..., str]) -> None:
     assert "12 searches, no error" in printed
 
 
+@pytest.mark.slow
 def test_searches_beside_bare_faiss(run: Callable[..., str]) -> None:
     printed = run("search.py", "--count=1200", "--repeats=1", "--seconds=0.01", "--threads=1")
     found = [match.groupdict() for match in SECONDS.finditer(printed)]

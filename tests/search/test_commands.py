@@ -59,7 +59,7 @@ def test_the_table(index, capsys):
     assert lines[0] == "a [red] circle"
     assert lines[1].split() == ["rank", "score", "caption", "of", "photo"]
     assert [line.split()[0] for line in lines[2:4]] == ["1", "2"]
-    assert ".png" in lines[2]
+    assert ".jpg" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_table(index, capsys):
         (["--json", "a dog"], "'a dog' is the file of --json: put sentences before it"),
         (["x", "-k", "0"], "-k must be at least 1, found 0"),
         (["x", "--memory-gb", "inf"], "--memory-gb must be a number above 0, found inf"),
-        (["x", "--imag=y"], "Did you mean '--image'?"),
+        (["x", "--imgae=y"], "Did you mean '--image'?"),
         (["x", " "], "Sentence 2 is empty"),
         (["--image", "/nowhere.jpg"], "There is no photo /nowhere.jpg"),
         (["x", "--json", "/nowhere/x.json"], "there is no folder /nowhere"),
@@ -195,7 +195,7 @@ def test_wrong_changes_leave_the_index(index, capsys):
     before = {path.name: path.read_bytes() for path in index.iterdir()}
     ids = verified_ids(index)
     for words, fault in (
-        (["--remove", f"{ids[0]}x"], f"no items of these ids: {ids[0]}x"),
+        (["--remove", f"{ids[0]}x"], f"Ids that the index does not have, 1 found: {ids[0]}x. Did you mean '{ids[0]}'?"),
         (["--remove", *ids], "nothing would be left"),
         (["--add", "--captions", "/nowhere.txt", "index=hnsw"], "an index keeps its kind"),
         (["--add", "--captions", "/nowhere.txt", "--checkpoint", "/nowhere.ckpt"], "There is no file or folder"),

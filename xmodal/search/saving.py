@@ -99,9 +99,7 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) 
     first = {target: side.next_number for target, side in manifest.sides.items()}
     new = source.items({**_NONE, **first})
     if taken := [item.id for item in new if item.id in items]:
-        raise ConfigError(
-            f"The index has items of these ids already: {name_some(taken)}. Remove them first: --remove ID"
-        )
+        raise ConfigError(f"Ids that the index has already, {name_some(taken)}. Remove these items first: --remove ID")
     root, old_items, new_items = _below_one_root(manifest, items, source, new)
     corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
     sides = dict(manifest.sides)
@@ -130,7 +128,7 @@ def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence
     items = IndexedItems.read(folder / ITEMS)
     if unknown := [one for one in ids if one not in items]:
         raise ConfigError(
-            f"The index has no items of these ids: {name_some(unknown)}.{did_you_mean(unknown[0], items.ids)} Its ids "
+            f"Ids that the index does not have, {name_some(unknown)}.{did_you_mean(unknown[0], items.ids)} Its ids "
             f"look like {', '.join(items.ids[:3])}."
         )
     gone = [items.item(one) for one in dict.fromkeys(ids)]

@@ -225,7 +225,7 @@ def _own_items(
             images.append(ImageItem(photo.relative_to(folder.resolve()).as_posix(), OWN, photo))
     if taken := [str(image.image_id) for image in images if image.image_id in known.ids]:
         raise DataError(
-            f"The index has other photos of these names, below the folder that they came from: {name_some(taken)}. "
+            f"Names of other photos that the index has from another folder, {name_some(taken)}. "
             "Rename them, or give the folder above this one, which their names then begin with."
         )
     captions, number = [], known.captions
