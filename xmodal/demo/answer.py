@@ -12,7 +12,7 @@ from xmodal.demo.collection import Collection
 from xmodal.demo.query import EVERYWHERE, Query
 from xmodal.errors import FeatureError, XmodalError
 from xmodal.search.engine import Hit
-from xmodal.search.items_table import Item
+from xmodal.search.items_table import Item, folded
 from xmodal.search.manifest import Target
 
 Mark = Literal["right", "itself", ""]
@@ -159,19 +159,15 @@ def known_numbers(collection: Collection, query: Query) -> tuple[list[int], list
         photos = [item.image_number for item in items if item.image_number is not None]
         return ([], photos) if query.is_photo else (photos, [])
     numbered = [pair for item in items for pair in zip(item.caption_numbers, item.captions, strict=False)]
-    said = _folded(text_of(collection, query))
-    right = [number for number, caption in numbered if query.is_photo or _folded(caption) != said]
-    return right, [] if query.is_photo else [number for number, caption in numbered if _folded(caption) == said]
+    said = folded(text_of(collection, query))
+    right = [number for number, caption in numbered if query.is_photo or folded(caption) != said]
+    return right, [] if query.is_photo else [number for number, caption in numbered if folded(caption) == said]
 
 
 def _items_of(collection: Collection, query: Query) -> list[Item]:
     """Items that a query is, or is a caption of."""
     ids = collection.items.with_caption(query.text) if query.item is None else [query.item]
     return [item for one in ids if (item := collection.item(one)) is not None]
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _truth(collection: Collection, query: Query, vector: np.ndarray, right: Sequence[int]) -> Truth | None:

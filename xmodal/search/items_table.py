@@ -172,7 +172,7 @@ class IndexedItems:
 
     def with_caption(self, text: str) -> list[str]:
         """Ids of the items that have this very caption, but for case and spaces."""
-        return [self.id_at(row) for row in self._rows_with.get(_folded(text), ())]
+        return [self.id_at(row) for row in self._rows_with.get(folded(text), ())]
 
     def joined(self, others: "IndexedItems") -> "IndexedItems":
         """These items, then those."""
@@ -222,7 +222,7 @@ class IndexedItems:
     def _rows_with(self) -> dict[str, list[int]]:
         rows: dict[str, list[int]] = {}
         for place, row in enumerate(self._row_of_place.tolist()):
-            known = rows.setdefault(_folded(self._captions[place] or ""), [])
+            known = rows.setdefault(folded(self._captions[place] or ""), [])
             if row not in known:
                 known.append(row)
         return rows
@@ -236,5 +236,6 @@ def _places(numbers: Int[np.ndarray, "n"]) -> Int[np.ndarray, "most"]:
     return places
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """But for case and spaces."""
     return " ".join(text.casefold().split())
