@@ -2,11 +2,13 @@
 
 A change writes its files under other names (``images.faiss.next``), then replaces ``index.json``, which holds their
 digests, and gives them their names last. Killed before ``index.json``, the index is what it was; killed after it, the
-next one to open the index gives the files their names.
+next one to open the index gives the files their names. Whoever renames holds the lock of the folder: without it, a reader
+might take hold of what the next change is writing.
 """
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,10 +16,11 @@ from pathlib import Path
 
 from xmodal.atomic import complete_file
 from xmodal.errors import DataError
-from xmodal.features.lock import only_one
+from xmodal.features.lock import if_free, only_one
 from xmodal.search.manifest import NAME, UNFINISHED, Manifest, read_manifest
 
 LEFTOVERS = (f"*{UNFINISHED}", f"*{UNFINISHED}.part*", f".{NAME}.*.part")  # of a process that was killed
+_TRIES, _PAUSE = 50, 0.1  # seconds between looks at an index that is being changed: its files are renamed in a moment
 _AGAIN = "Build the index again (xmodal index RUN --output …), or copy it again from where it is whole."
 
 
@@ -51,8 +54,7 @@ class Change:
         with complete_file(self._folder / NAME) as partial:
             partial.write_text(manifest.as_json(), encoding="utf-8")
         for name in self._names:
-            with suppress(FileNotFoundError):  # another process, that opened the index just now, was faster
-                os.replace(self._folder / f"{name}{UNFINISHED}", self._folder / name)
+            os.replace(self._folder / f"{name}{UNFINISHED}", self._folder / name)
         for name in before - manifest.files.keys():
             (self._folder / name).unlink(missing_ok=True)
         self._names.clear()
@@ -98,13 +100,29 @@ def verified(folder: Path) -> Manifest:
     Raises:
         DataError: no index; files that are absent, or are others than the manifest says.
     """
-    manifest = read_manifest(folder)
-    _finish(folder, manifest)
-    if not (faults := _faults(folder, manifest)):
-        return manifest
-    if read_manifest(folder).files != manifest.files:  # another process has changed it just now
-        return verified(folder)
+    for _ in range(_TRIES):
+        manifest = read_manifest(folder)
+        if not (faults := _faults(folder, manifest)):
+            return manifest
+        with _if_at_rest(folder) as is_at_rest:  # else another process is changing it just now: look again
+            if is_at_rest:
+                manifest = read_manifest(folder)
+                _finish(folder, manifest)
+                if not (faults := _faults(folder, manifest)):
+                    return manifest
+                break
+        time.sleep(_PAUSE)
     raise DataError(f"The index {folder} is damaged: {'; '.join(faults)}. {_AGAIN}")
+
+
+@contextmanager
+def _if_at_rest(folder: Path) -> Iterator[bool]:
+    """Hold the right to change an index (True), or learn that another process does, and will finish by itself."""
+    if not os.access(folder, os.W_OK):
+        yield True  # whoever changes it can't be seen from here, and nothing can be put right
+        return
+    with if_free(folder / NAME) as is_free:
+        yield is_free
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -126,7 +144,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
-    """Give files their names where a change was cut off after it had been committed.
+    """Give files their names where a change was cut off after it had been committed; for one alone who may change it.
 
     Raises:
         DataError: the folder can't be written to.
@@ -136,8 +154,6 @@ def _finish(folder: Path, manifest: Manifest) -> None:
         if unfinished.exists() and _same(folder / name, stated) is False and _same(unfinished, stated):
             try:
                 os.replace(unfinished, folder / name)
-            except FileNotFoundError:
-                continue  # another process was faster
             except OSError as error:
                 raise DataError(
                     f"The last change of the index {folder} was cut off at its very end, and can't be finished, as "

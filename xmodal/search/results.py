@@ -18,7 +18,7 @@ from xmodal.search.manifest import Target
 
 log = logging.getLogger(__name__)
 
-_WIDE = 200  # columns of a table that no screen bounds
+_WIDE = 100_000  # columns of a table that no screen bounds: one line for each hit
 
 
 @dataclass(frozen=True)
