@@ -2,8 +2,8 @@
 
 A change writes its files under other names (``images.faiss.next``), then replaces ``index.json``, which holds their
 digests, and gives them their names last. Killed before ``index.json``, the index is what it was; killed after it, the
-next one to open the index gives the files their names. Whoever renames holds the lock of the folder: without it, a reader
-might take hold of what the next change is writing.
+next one to open the index gives the files their names. Whoever does that holds the lock of the folder: without it, a
+reader might take hold of what the next change is writing.
 """
 
 import hashlib
