@@ -23,7 +23,7 @@ from alternation import Comparison, alternate, describe, seconds
 
 from xmodal.config.command_line import compose
 from xmodal.models.build import build_model, with_feature_widths
-from xmodal.search.building import QUERIES, RecallMeasure, build_gallery, tuned
+from xmodal.search.building import QUERIES, RecallMeasure, build_gallery, search_widely, tuned
 from xmodal.search.choice import Asked, Choice, choose
 from xmodal.search.engine import SearchEngine
 from xmodal.search.gallery import NumberedGallery, as_queries, read_gallery
@@ -99,6 +99,8 @@ def tune(
 ) -> str:
     """Search as widely as `xmodal index` would; the recall that gives."""
     choice: Choice = choose(len(vectors), WIDTH, PLENTY, Asked(kind, settings))
+    if "ef_search" in settings:  # the index may come from a file
+        search_widely(gallery.index, settings["ef_search"])
     choice, recall = tuned(gallery, choice, RecallMeasure(vectors, queries, "cosine"))
     return f"{kind}: recall@10 {recall.percent:.2f} % over {recall.queries} queries ({choice})"
 
@@ -113,7 +115,7 @@ def compare(
 
     def ours(start: int) -> None:
         found = engine.search_vectors(unnormalised[start : start + batch], K, target="images")
-        ids = [hit.id for hits in found for hit in hits]
+        ids = [item for hits in found for item in hits.ids]
         assert len(ids) == batch * K
 
     def theirs(start: int) -> None:
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="least of a measurement")
     parser.add_argument("--neighbours", type=int, default=16, help="of the graph")
     parser.add_argument("--ef-construction", type=int, default=100, help="of the graph")
+    parser.add_argument("--ef-search", type=int, help="candidates per query, instead of as many as recall needs")
     parser.add_argument("--threads", type=int, default=2, help="of FAISS")
     parser.add_argument("--index-folder", type=Path, help="keep the indexes here, for the next time")
     parser.add_argument("--device", default="cpu", choices=("cpu",), help="FAISS searches on processors here")
@@ -158,6 +161,7 @@ def main() -> None:
     space = Space.drawn()
     vectors, queries = space.vectors(options.count, 1), space.vectors(QUERIES, 2)
     graph = {"neighbours": options.neighbours, "ef_construction": options.ef_construction}
+    graph |= {} if options.ef_search is None else {"ef_search": options.ef_search}
     for kind, settings in (("flat", {}), ("hnsw", graph)):
         if options.only in (None, kind):
             gallery = made_gallery(vectors, kind, settings, options.index_folder)

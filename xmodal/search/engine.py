@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, get_args
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -74,6 +74,43 @@ class Hit:
 
     def __repr__(self) -> str:
         return f"Hit(rank={self.rank}, score={self.score:.4f}, id={self.id!r}, caption={self.caption!r})"
+
+
+class Hits(Sequence[Hit]):
+    """What was found for one query, best first; a hit is made when it is asked for.
+
+    Attributes:
+        scores, numbers: of all hits.
+    """
+
+    __slots__ = ("_engine", "_target", "numbers", "scores")
+
+    def __init__(self, engine: "SearchEngine", target: Target, scores: list[float], numbers: list[int]) -> None:
+        self._engine, self._target = engine, target
+        self.scores, self.numbers = scores, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Hit]: ...
+
+    def __getitem__(self, place: int | slice) -> Hit | list[Hit]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        rank = 1 + range(len(self))[place]
+        return Hit(self._engine, self._target, rank, self.scores[place], self.numbers[place])
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the items, without a hit being made of each."""
+        return self._engine.items.ids_of(self._target, self.numbers)
+
+    def __repr__(self) -> str:
+        return f"Hits({list(self)!r})"
 
 
 @dataclass(frozen=True)
@@ -182,7 +219,7 @@ class SearchEngine:
         target: Target = "images",
         split: str | None = None,
         corrected: bool | None = None,
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The best k photos (or captions) for each sentence.
 
         Args:
@@ -208,7 +245,7 @@ class SearchEngine:
         target: Target = "captions",
         split: str | None = None,
         corrected: bool | None = None,
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The best k captions (or photos) for each photo, a file or a PIL image; see ``search_text``.
 
         Raises:
@@ -232,7 +269,7 @@ class SearchEngine:
         target: Target,
         split: str | None = None,
         corrected: bool | None = None,
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The same for embeddings; ``corrected`` is False where it is not said."""
         self.check(k, target, split, corrected)
         gallery = self._galleries[target]
@@ -242,10 +279,11 @@ class SearchEngine:
             scores, numbers = self._corrections[target].search(gallery, queries, k, among)
         else:
             scores, numbers = gallery.search(queries, k, among)
-        return [
-            [Hit(self, target, rank, *found) for rank, found in enumerate(zip(*row, strict=True), 1) if found[1] >= 0]
-            for row in zip(scores.tolist(), numbers.tolist(), strict=True)
-        ]
+        lines = list(zip(scores.tolist(), numbers.tolist(), strict=True))
+        if (numbers < 0).any():  # fewer were found than asked for, and those come first
+            counts = (numbers >= 0).sum(axis=1).tolist()
+            lines = [(row[:count], found[:count]) for (row, found), count in zip(lines, counts, strict=True)]
+        return [Hits(self, target, *line) for line in lines]
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "Q E"]:
         """Embeddings of sentences, as the model gives them."""
@@ -305,7 +343,7 @@ class SearchEngine:
     def check(self, k: int, target: Target, split: str | None, corrected: bool | None) -> None:
         """Raise ConfigError for what can't be searched, before anything is encoded."""
         check_k(k)
-        if target not in get_args(Target):
+        if target not in TARGETS:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, found {target!r}.")
         self._gallery(target)
         if split is not None and split not in self.manifest.splits:

@@ -78,7 +78,9 @@ class NumberedGallery:
             values, numbers = self._search_some(queries, k, faiss.IDSelectorBatch(among), len(among))
         if self.similarity == "euclidean":
             values = -np.sqrt(np.maximum(values, 0.0))
-        return np.where(numbers < 0, np.float32(-np.inf), values), numbers
+        if numbers.size and numbers.min() < 0:
+            values = np.where(numbers < 0, np.float32(-np.inf), values)
+        return values, numbers
 
     def _search_all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows are turned into numbers here: FAISS would start its threads for that, even for a single query."""
@@ -90,7 +92,13 @@ class NumberedGallery:
         else:
             with self._one_at_a_time:
                 values, rows = self._gpu.search(queries, k)
-        return values, np.where(rows < 0, rows, self._numbers[rows])
+        return values, self._numbered(rows)
+
+    def _numbered(self, rows: Int[np.ndarray, "Q K"]) -> Int[np.ndarray, "Q K"]:
+        """The numbers of rows; −1 where there is none."""
+        assert self._numbers is not None
+        numbers = self._numbers[rows]
+        return np.where(rows < 0, -1, numbers) if rows.size and rows.min() < 0 else numbers
 
     def _search_some(
         self, queries: np.ndarray, k: int, selector: Any, among_count: int
@@ -104,7 +112,7 @@ class NumberedGallery:
         exact = faiss.downcast_index(self._inner.storage) if self.kind == "hnsw" else self._inner
         barred = faiss.IDSelectorTranslated(self.index.id_map, selector)
         values, rows = exact.search(queries, k, params=faiss.SearchParameters(sel=barred))
-        return values, np.where(rows < 0, rows, self._numbers[rows])
+        return values, self._numbered(rows)
 
     @property
     def is_exact(self) -> bool:
@@ -271,15 +279,19 @@ def as_queries(vectors: Float[np.ndarray, "Q E"], width: int, similarity: str) -
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     if rows.ndim != 2 or rows.shape[1] != width:
         raise FeatureError(f"Vectors must have the shape (count, {width}), found {rows.shape}: are they of this model?")
-    squares = np.einsum("qe,qe->q", rows, rows)
-    if not np.isfinite(squares).all():
+    squares = np.vecdot(rows, rows)
+    if not math.isfinite(squares.sum(dtype=np.float64)):
+        broken = int((~np.isfinite(squares)).sum())
         raise FeatureError(
-            f"{int((~np.isfinite(squares)).sum())} of {len(rows)} vectors hold NaN, infinity or numbers too large to "
-            "square: the model has diverged, or its input is damaged."
+            f"{broken} of {len(rows)} vectors hold NaN, infinity or numbers too large to square: the model has "
+            "diverged, or its input is damaged."
         )
     if similarity != "cosine":
         return rows
-    return rows / np.sqrt(np.where(squares == 0, 1.0, squares))[:, None].astype(np.float32)
+    lengths = np.sqrt(squares)
+    if not lengths.all():
+        lengths[lengths == 0] = 1.0
+    return rows / lengths[:, None]
 
 
 def memory_of_machine() -> int:

@@ -56,7 +56,7 @@ class Strings:
         array = array.cast(pa.large_string())
         _, offsets, data = array.buffers()
         self._data = memoryview(data) if data is not None else memoryview(b"")
-        self._ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        self._ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1].data
         self._valid = None if array.null_count == 0 else np.asarray(array.is_valid())
 
     def __len__(self) -> int:
@@ -66,6 +66,11 @@ class Strings:
         if self._valid is not None and not self._valid[row]:
             return None
         return str(self._data[self._ends[row] : self._ends[row + 1]], "utf-8")
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """Those in these rows, none of which is absent."""
+        data, ends = self._data, self._ends
+        return [str(data[ends[row] : ends[row + 1]], "utf-8") for row in rows]
 
 
 class IndexedItems:
@@ -156,7 +161,12 @@ class IndexedItems:
         """The row of the item that a vector belongs to."""
         if target == "images":
             return int(self._row_of_image[number])
-        return int(self._row_of_place[self._place_of_caption[number]])
+        return int(self._row_of_caption[number])
+
+    def ids_of(self, target: Target, numbers: Sequence[int]) -> list[str]:
+        """The id of the item of each vector."""
+        rows = self._row_of_image if target == "images" else self._row_of_caption
+        return self._ids.texts(rows[numbers].tolist())
 
     def numbers(self, target: Target, split: str | None = None) -> Int[np.ndarray, "n"]:
         """Numbers of all vectors of a side, or of those of a split, in ascending order."""
@@ -217,6 +227,11 @@ class IndexedItems:
     @cached_property
     def _row_of_place(self) -> Int[np.ndarray, "M"]:
         return np.repeat(np.arange(len(self)), np.diff(self._first_caption))
+
+    @cached_property
+    def _row_of_caption(self) -> Int[np.ndarray, "numbers"]:
+        places = self._place_of_caption
+        return np.where(places < 0, -1, self._row_of_place[places]) if len(self._row_of_place) else places
 
     @cached_property
     def _rows_with(self) -> dict[str, list[int]]:

@@ -44,7 +44,7 @@ class Answer:
     kind: str
     query: str
     target: Target
-    hits: list[Hit]
+    hits: Sequence[Hit]
 
 
 def answers(engine: SearchEngine, texts: Sequence[str], images: Sequence[Path], asking: Asking) -> list[Answer]:
