@@ -43,6 +43,12 @@ def test_codes_are_as_fine_as_memory_allows(memory: int) -> None:
     assert (found.size <= memory) == (not found.on_disk)
 
 
+def test_on_disk_codes_are_the_finest_even_where_coarse_ones_alone_would_fit() -> None:
+    found = choose(35_000, 512, 3_000_000, Asked.parse(["index=ivf_pq"]))  # codes of 64 fit, clusters beside them don't
+    assert found.on_disk
+    assert found.settings["codes"] == 256
+
+
 @pytest.mark.parametrize(("count", "width"), [(1, 1), (1, 7), (38, 13), (39, 16), (1000, 96), (10**6, 17)])
 def test_settings_that_are_printed_are_those_of_the_index(count: int, width: int) -> None:
     words = ["index=ivf_pq", "index.lists=500", "index.codes=7", "index.probes=600"]

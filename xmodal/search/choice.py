@@ -119,7 +119,8 @@ def _graph(width: int) -> dict[str, int]:
 def _clusters(count: int, width: int, memory_bytes: int) -> dict[str, int]:
     lists = 2 ** round(math.log2(max(1.0, _LISTS_PER_ROOT * math.sqrt(count))))
     lists = max(1, min(lists, count // _LEAST_PER_LIST))
-    return {**_defaults("ivf_pq"), "lists": lists, "probes": min(8, lists), "codes": _codes(count, width, memory_bytes)}
+    settings = {**_defaults("ivf_pq"), "lists": lists, "probes": min(8, lists)}
+    return {**settings, "codes": _codes(count, width, settings, memory_bytes)}
 
 
 def _lowered(settings: Mapping[str, int], count: int, width: int) -> dict[str, int]:
@@ -130,10 +131,13 @@ def _lowered(settings: Mapping[str, int], count: int, width: int) -> dict[str, i
     return {**settings, "lists": lists, "probes": min(settings["probes"], lists), "codes": codes, "bits": bits}
 
 
-def _codes(count: int, width: int, memory_bytes: int) -> int:
-    """Bytes per vector: a code for every two numbers; fewer where that makes it fit, down to one for eight."""
+def _codes(count: int, width: int, settings: Mapping[str, int], memory_bytes: int) -> int:
+    """Bytes per vector: a code for every two numbers; fewer where that makes it fit, down to one for eight.
+
+    Where not even these fit, clusters go to disk, which has room for the finest.
+    """
     divisors = [d for d in range(1, width + 1) if width % d == 0 and width // 8 <= d <= max(1, width // 2)] or [width]
-    fitting = [d for d in divisors if count * (d + _NUMBER) <= memory_bytes]
+    fitting = [d for d in divisors if _size("ivf_pq", count, width, {**settings, "codes": d}) <= memory_bytes]
     return max(fitting or divisors)
 
 
