@@ -1,4 +1,4 @@
-"""Peak memory of reading and pooling features of 200 MB, in a process of its own."""
+"""Peak memory of reading and pooling features of 200 MB, in a fresh process."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def _pool_once(module: PairDataModule) -> None:
 
 
 def _measured(connection, small: tuple, *arguments) -> None:
-    for memory_gb in (1.0, 4e-4):  # whatever is loaded at first use, and pages of libraries, which a fork leaves behind
+    for memory_gb in (1.0, 4e-4):  # whatever is loaded at first use
         _read_as_a_run_does(small[0], memory_gb, small[1], True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is another matter
     before = _memory("VmRSS")
@@ -94,7 +94,9 @@ def _measured(connection, small: tuple, *arguments) -> None:
     ("memory_gb", "is_pooled", "kinds", "most"),
     [
         (1.0, False, [RaggedFeatures, RaggedFeatures], 1.5 * COUNT * 2 * (WIDTH + 2 * 16) * 2),
-        (0.05, True, [FeatureFile, RaggedFeatures], 50e6),  # pooled images alone would take 205 MB
+        # The file and the pooled images would take 205 MB each. The budget is of what is held: beside it stands what
+        # the allocator does not give back, some 5 MB in most runs and over 30 MB in a few.
+        (0.05, True, [FeatureFile, RaggedFeatures], 100e6),
     ],
 )
 def test_peak_memory_of_reading(
@@ -112,7 +114,7 @@ def test_peak_memory_of_reading(
         return made
 
     small = _write(tmp_path, 1000, 16), items(1000)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork has the heap of all tests before it, full of holes
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_measured, args=(sending, small, paths, memory_gb, items(COUNT), is_pooled))
     process.start()
