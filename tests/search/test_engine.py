@@ -14,6 +14,7 @@ from xmodal.config.evaluation import EvaluationOptions
 from xmodal.errors import ConfigError, DataError, FeatureError
 from xmodal.experiment.embedded_run import embed_run
 from xmodal.models import checkpoint
+from xmodal.search.building import search_widely
 from xmodal.search.engine import SearchEngine
 
 CPU = torch.device("cpu")
@@ -144,7 +145,7 @@ def test_points_of_the_map(engine):
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf_pq"])
 def test_other_kinds_of_index(shelf, kind, capsys):
-    words = ["index.ef_search=16"] if kind == "hnsw" else ["index.bits=4"]
+    words = ["index.ef_search=16"] if kind == "hnsw" else ["index.bits=4", "index.lists=4"]
     found = SearchEngine.open(shelf.index(kind, "--split", "all", f"index={kind}", *words))
     side = found.manifest.sides["images"]
     assert side.index == kind
@@ -161,6 +162,13 @@ def test_other_kinds_of_index(shelf, kind, capsys):
         assert len(found.map_points().ids) == 0
         with pytest.raises(FeatureError, match="a new image can't be encoded"):
             found.vector("images", 0)
+        gallery, every = found._galleries["captions"].index, found.manifest.counts["captions"]
+        assert gallery.nlist > 1
+        search_widely(gallery, 1)  # one cluster of several: fewer than are asked for
+        [hits] = found.search_text(["a red circle"], every, target="captions")
+        assert 0 < len(hits) < every
+        assert len({hit.number for hit in hits}) == len(hits) == len(hits.ids)
+        assert hits.scores == sorted(hits.scores, reverse=True)
 
 
 def copied(folder: Path, run: Path, place: Path) -> tuple[Path, Path]:

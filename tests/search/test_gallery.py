@@ -157,6 +157,26 @@ def test_vectors_that_can_not_be_searched_with(given: np.ndarray, fault: str) ->
         check_k(0)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_long_vectors_whose_squares_sum_to_infinity_are_sound() -> None:
+    long = np.full((4, WIDTH), 4e18, np.float32)  # a square of the length is 2.6e38, of all 1e39
+    np.testing.assert_allclose(as_queries(long, WIDTH, "cosine"), 1 / np.sqrt(WIDTH), rtol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_what_was_not_found_comes_last(similarity: str) -> None:
+    rows = vectors(600, similarity)
+    choice = choose(len(rows), WIDTH, PLENTY, Asked("ivf_pq", {"lists": 32, "codes": 4, "bits": 4, "probes": 1}))
+    made = build_gallery(rows, choice, similarity, PLENTY, Path("unused"))
+    found, numbers = made.search(vectors(20, similarity, seed=1), 500)  # one cluster holds fewer
+    counts = (numbers >= 0).sum(axis=1)
+    assert (counts < 500).all()
+    for row, line, count in zip(found, numbers, counts, strict=True):
+        assert (line[count:] == -1).all()
+        assert (row[count:] == -np.inf).all()
+        assert np.isfinite(row[:count]).all()
+
+
 def test_zero_vectors_stay_zero_under_cosine() -> None:
     assert as_queries(np.zeros((1, WIDTH), np.float32), WIDTH, "cosine").tolist() == [[0.0] * WIDTH]
 

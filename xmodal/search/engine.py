@@ -279,11 +279,8 @@ class SearchEngine:
             scores, numbers = self._corrections[target].search(gallery, queries, k, among)
         else:
             scores, numbers = gallery.search(queries, k, among)
-        lines = list(zip(scores.tolist(), numbers.tolist(), strict=True))
-        if (numbers < 0).any():  # fewer were found than asked for, and those come first
-            counts = (numbers >= 0).sum(axis=1).tolist()
-            lines = [(row[:count], found[:count]) for (row, found), count in zip(lines, counts, strict=True)]
-        return [Hits(self, target, *line) for line in lines]
+        lines = zip(scores.tolist(), numbers.tolist(), strict=True)
+        return [Hits(self, target, *(_there(*line) if line[1][-1] < 0 else line)) for line in lines]
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "Q E"]:
         """Embeddings of sentences, as the model gives them."""
@@ -374,6 +371,12 @@ class SearchEngine:
     def _drawn(self, target: Target, most: int) -> Int[np.ndarray, "n"]:
         numbers = self.items.numbers(target)
         return numbers[evenly(len(numbers), most)]
+
+
+def _there(scores: list[float], numbers: list[int]) -> tuple[list[float], list[int]]:
+    """Fewer were found than asked for, and those come first."""
+    count = numbers.index(-1)
+    return scores[:count], numbers[:count]
 
 
 def checkpoint_file(folder: Path, manifest: Manifest, given: Path | None) -> Path:

@@ -19,6 +19,7 @@ from xmodal.retrieval.index import metric_of
 from xmodal.search.manifest import UNFINISHED
 
 _AT_ONCE = 65536  # vectors that are read, compared or counted together
+_LEAST = np.finfo(np.float32).tiny  # squared length: a zero vector stays one
 _MOST_ON_GPU = 2048  # K, by a limit of FAISS
 
 
@@ -39,7 +40,7 @@ class NumberedGallery:
         self._gpu: Any = None
         self._gpu_memory: Any = None
         self._one_at_a_time = Lock()  # of searches on the GPU, which FAISS allows one of
-        self._numbers = self._in_order()
+        self._note_numbers()
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -78,7 +79,7 @@ class NumberedGallery:
             values, numbers = self._search_some(queries, k, faiss.IDSelectorBatch(among), len(among))
         if self.similarity == "euclidean":
             values = -np.sqrt(np.maximum(values, 0.0))
-        if numbers.size and numbers.min() < 0:
+        if numbers.size and numbers[:, -1].min() < 0:  # what is absent comes last
             values = np.where(numbers < 0, np.float32(-np.inf), values)
         return values, numbers
 
@@ -97,8 +98,7 @@ class NumberedGallery:
     def _numbered(self, rows: Int[np.ndarray, "Q K"]) -> Int[np.ndarray, "Q K"]:
         """The numbers of rows; −1 where there is none."""
         assert self._numbers is not None
-        numbers = self._numbers[rows]
-        return np.where(rows < 0, -1, numbers) if rows.size and rows.min() < 0 else numbers
+        return rows if self._counts_rows else self._numbers[rows]
 
     def _search_some(
         self, queries: np.ndarray, k: int, selector: Any, among_count: int
@@ -167,7 +167,7 @@ class NumberedGallery:
     def add(self, vectors: Float[np.ndarray, "n E"], numbers: Int[np.ndarray, "n"]) -> None:
         """Add vectors (as ``as_queries`` gives them) under new numbers."""
         self.index.add_with_ids(vectors, numbers)
-        self._numbers = self._in_order()
+        self._note_numbers()
 
     def remove(self, numbers: Int[np.ndarray, "n"]) -> None:
         """Take vectors out; a graph (HNSW) is built anew from those that stay."""
@@ -175,7 +175,7 @@ class NumberedGallery:
             self._rebuild_without(numbers)
         else:
             self.index.remove_ids(faiss.IDSelectorBatch(numbers))
-        self._numbers = self._in_order()
+        self._note_numbers()
 
     def _rebuild_without(self, numbers: Int[np.ndarray, "n"]) -> None:
         old, graph = self._inner, self._inner.hnsw
@@ -205,9 +205,13 @@ class NumberedGallery:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _in_order(self) -> Int[np.ndarray, "N"] | None:
-        """The number of each row; None where FAISS keeps numbers by itself."""
-        return faiss.vector_to_array(self.index.id_map) if isinstance(self.index, faiss.IndexIDMap) else None
+    def _note_numbers(self) -> None:
+        """The number of each row, and −1 behind them for the row −1; None where FAISS keeps numbers by itself."""
+        self._numbers: Int[np.ndarray, "N+1"] | None = None
+        self._counts_rows = False  # whether numbers are rows, as long as nothing was removed
+        if isinstance(self.index, faiss.IndexIDMap):
+            self._numbers = np.append(faiss.vector_to_array(self.index.id_map), -1)
+            self._counts_rows = bool((self._numbers[:-1] == np.arange(len(self))).all())
 
 
 def numbered(index: Any) -> Any:
@@ -280,18 +284,15 @@ def as_queries(vectors: Float[np.ndarray, "Q E"], width: int, similarity: str) -
     if rows.ndim != 2 or rows.shape[1] != width:
         raise FeatureError(f"Vectors must have the shape (count, {width}), found {rows.shape}: are they of this model?")
     squares = np.vecdot(rows, rows)
-    if not math.isfinite(squares.sum(dtype=np.float64)):
-        broken = int((~np.isfinite(squares)).sum())
+    broken = 0 if math.isfinite(squares.sum()) else int((~np.isfinite(squares)).sum())  # sound ones may sum to infinity
+    if broken:
         raise FeatureError(
             f"{broken} of {len(rows)} vectors hold NaN, infinity or numbers too large to square: the model has "
             "diverged, or its input is damaged."
         )
     if similarity != "cosine":
         return rows
-    lengths = np.sqrt(squares)
-    if not lengths.all():
-        lengths[lengths == 0] = 1.0
-    return rows / lengths[:, None]
+    return rows / np.sqrt(np.maximum(squares, _LEAST))[:, None]
 
 
 def memory_of_machine() -> int:

@@ -1,7 +1,7 @@
 """The items of a saved index: a photo with its captions, either of which may be absent; as Parquet on disk."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,7 @@ class Strings:
             return None
         return str(self._data[self._ends[row] : self._ends[row + 1]], "utf-8")
 
-    def texts(self, rows: Sequence[int]) -> list[str]:
+    def texts(self, rows: Iterable[int]) -> list[str]:
         """Those in these rows, none of which is absent."""
         data, ends = self._data, self._ends
         return [str(data[ends[row] : ends[row + 1]], "utf-8") for row in rows]
@@ -165,8 +165,8 @@ class IndexedItems:
 
     def ids_of(self, target: Target, numbers: Sequence[int]) -> list[str]:
         """The id of the item of each vector."""
-        rows = self._row_of_image if target == "images" else self._row_of_caption
-        return self._ids.texts(rows[numbers].tolist())
+        rows = (self._row_of_image if target == "images" else self._row_of_caption).data
+        return self._ids.texts([rows[number] for number in numbers])
 
     def numbers(self, target: Target, split: str | None = None) -> Int[np.ndarray, "n"]:
         """Numbers of all vectors of a side, or of those of a split, in ascending order."""
