@@ -126,6 +126,19 @@ def test_photos_and_texts() -> None:
     assert not replace(items, captions=(Caption(0, 0, ""),)).has_texts
 
 
+def test_content_follows_the_images_and_captions_that_are_named() -> None:
+    images = (ImageItem(7, "train", None), ImageItem(8, "test", None))
+    items = Items("one", images, (Caption(1, 0, "a dog"), Caption(2, 1, "a cat")))
+    both, first = np.array([0, 1]), np.array([0])
+    found = items.content(both, both)
+    assert found == replace(items, name="two").content(both, both)
+    moved = replace(items, images=(images[0], ImageItem(8, "val", None)))
+    assert found == moved.content(both, both)
+    other = replace(items, captions=(items.captions[0], Caption(2, 1, "a cow")))
+    assert found not in {items.content(first, both), items.content(both, first), other.content(both, both)}
+    assert items.content(first, first) == other.content(first, first)
+
+
 def test_caption_fingerprint_follows_ids_texts_and_order_only() -> None:
     items = simple("train", "val")
     first, second = items.captions

@@ -17,7 +17,13 @@ from xmodal.retrieval.uncertainty import paired_test
 
 
 def leave(
-    run: Path, name: str, noise: float, data_name: str = "birds", images: int = 50, similarity: str = "cosine"
+    run: Path,
+    name: str,
+    noise: float,
+    data_name: str = "birds",
+    images: int = 50,
+    similarity: str = "cosine",
+    content: str | None = None,
 ) -> None:
     """An evaluation in a run's folder; the more noise, the worse."""
     random = np.random.default_rng(0)
@@ -26,7 +32,7 @@ def leave(
     text = np.repeat(image, 3, axis=0) + noise * random.normal(size=(3 * images, 8))
     queries = evaluate_retrieval(image, text, ids, np.repeat(ids, 3), similarity).queries
     run.mkdir(exist_ok=True)
-    write_record(run / f"evaluation_{name}.npz", EvaluationRecord(name, data_name, similarity, queries))
+    write_record(run / f"evaluation_{name}.npz", EvaluationRecord(name, data_name, similarity, queries, content))
 
 
 @pytest.fixture
@@ -136,6 +142,11 @@ def test_other_queries_are_not_compared(runs: tuple[Path, Path], tmp_path: Path)
     leave(tmp_path / "d", "test", 1.0, images=49)
     with pytest.raises(DataError, match=r"a and .*d: .*i2t has 50 queries in the first, 49 in the second"):
         compare(runs[0], tmp_path / "d", None, 40, 0)
+    for run, content in ((runs[0], "1f"), (tmp_path / "e", "2e")):
+        leave(run, "test", 1.0, content=content)
+    with pytest.raises(DataError, match=r"evaluated on different images or captions, though both call them birds"):
+        compare(runs[0], tmp_path / "e", None, 40, 0)
+    assert compare(*runs, None, 40, 0).name == "test"  # of one of them the content is not known
     with pytest.raises(ConfigError, match=r"at least 40.*found 0"):
         compare(*runs, None, 0, 0)
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +48,13 @@ class RunMaker:
         images: int = 40,
         keep_queries: bool = True,
         provenance: dict | None = None,
+        content: str | None = None,
     ) -> Path:
         """A finished run; ``settings`` are dotted keys of its configuration, ``draw`` the seed of its ranks."""
         folder = self.root / name
         folder.mkdir(parents=True)
         record = made_up_evaluation(len(name) if draw is None else draw, skill, images, data=data, name=split)
+        record = replace(record, content=content)
         losses = {"train/loss": 1 / (1 + skill), "val/loss": 1.5 / (1 + skill)}
         self._write_config(folder, {"seed": seed, "data.name": data, **(settings or {})})
         self._write_metrics(folder, split, record, losses)

@@ -41,6 +41,17 @@ def grid(make_run):
     }
 
 
+def test_long_labels_of_lines_are_never_alike(make_run):
+    long = "a_name_of_an_encoder_that_is_rather_long"
+    for i, (encoder, epochs) in enumerate([(f"{one}_{long}_{two}", 2) for one in "ab" for two in "ab"]):
+        for size in (64, 128):
+            make_run(f"{i}-{size}", {"image_encoder": encoder, "trainer.max_epochs": epochs + i, "embedding_dim": size})
+    axes = axes_of(plates(make_run.root)["recall"].pictures[0])
+    labels = [text.get_text() for text in axes.texts]
+    assert len(labels) == len(set(labels)) == 4
+    assert all("…" in label and len(label) < 40 for label in labels)
+
+
 def test_recall_against_sizes_is_what_was_measured(grid, make_run):
     plate = plates(make_run.root)["recall"]
     assert [picture.name for picture in plate.pictures] == [

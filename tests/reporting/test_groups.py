@@ -58,6 +58,25 @@ def test_the_same_settings_and_seed_count_once_and_a_note_says_so(make_run):
     assert notes == ["b has the settings and the seed of a, and is not counted again."]
 
 
+def test_another_run_of_the_same_shown_settings_and_seed_has_a_row_of_its_own(make_run):
+    for name, identity in (("a", "1f"), ("b", "2e"), ("c", "1f")):
+        make_run(name, seed=1, draw=1, provenance={"identity": identity})
+    rows, notes = rows_of(make_run)
+    assert [row.name for row in rows] == ["a", "b"]
+    assert [note.split(" has ")[0] for note in notes] == ["b", "c"]
+    assert "is another run (their identities in provenance.json differ)" in notes[0]
+    assert notes[1].endswith("is not counted again.")
+
+
+def test_a_run_known_by_its_command_is_not_pooled_with_one_known_by_its_settings(make_run):
+    make_run("a", {"embedding_dim": 64}, seed=1)
+    folder = make_run("b", seed=2)
+    (folder / "config.yaml").unlink()
+    (folder / "command.txt").write_text("python train.py embedding_dim=64 seed=2")
+    rows, _ = rows_of(make_run)
+    assert [row.name for row in rows] == ["a", "b"]
+
+
 def test_runs_without_any_configuration_are_never_brought_together(make_run):
     for name in ("a", "b"):
         (make_run(name) / "config.yaml").unlink()
@@ -87,6 +106,27 @@ def test_other_data_and_other_splits_are_groups_of_their_own(make_run):
         ("made-up, val", ["b"]),
     ]
     assert [run.name for run in left_out(runs)] == ["d"]
+
+
+def test_other_images_and_captions_of_the_same_ids_are_not_compared(make_run):
+    for name, content in (("a", "1f"), ("b", "2e"), ("c", "1f")):
+        make_run(name, content=content)
+    first, second = groups_of(find_runs([make_run.root]))
+    assert [[run.name for run in group.runs] for group in (first, second)] == [["a", "c"], ["b"]]
+    assert "2 sets of queries go by the name made-up, test: they are not compared." in first.notes
+
+
+def test_a_run_of_an_earlier_version_goes_with_the_others_of_its_ids(make_run):
+    make_run("a", content="1f")
+    make_run("b")
+    assert [len(group.runs) for group in groups_of(find_runs([make_run.root]))] == [2]
+
+
+def test_rows_of_other_seeds_are_said(make_run):
+    make_run("a", {"embedding_dim": 1}, seed=1)
+    make_run("b", {"embedding_dim": 2}, seed=3)
+    [group] = groups_of(find_runs([make_run.root]))
+    assert any("Not all rows are of the same seeds (1, 3)" in note for note in group.notes)
 
 
 def test_other_queries_under_the_same_name_are_not_compared(make_run):

@@ -51,6 +51,21 @@ def test_what_fails_half_way_leaves_the_earlier_report_as_it_was(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["report"]
 
 
+def test_an_empty_folder_may_be_a_file_system_of_its_own(tmp_path):
+    """Files can't be moved from one to another, so that they are written where they will be."""
+    output = tmp_path / "mounted"
+    output.mkdir()
+    with complete_report(output) as folder:
+        assert output in folder.parents
+        fill(folder, ["report.html"])
+    assert files(output) == ["report.html", MANIFEST]
+    killed = output / ".report-killed"
+    killed.mkdir()
+    (output / MANIFEST).unlink()
+    (output / "report.html").unlink()
+    assert output_faults(output) == []
+
+
 def test_a_full_disk_is_a_fault_of_the_user(tmp_path):
     with pytest.raises(DataError, match=r"can't be written to .*--output"), complete_report(tmp_path / "r"):
         raise OSError(28, "No space left on device")

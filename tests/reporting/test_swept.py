@@ -87,6 +87,48 @@ def test_a_node_against_none_differs(keys_of):
     assert keys_of(pooled, {"text_aggregator.pooling": None}) == ["text_aggregator.pooling"]
 
 
+def test_an_option_against_none_differs_though_no_other_is_there(keys_of):
+    cosine = {"scheduler._target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "scheduler.T_max": 5}
+    assert keys_of(cosine, {"scheduler._target_": None}) == ["scheduler"]
+
+
+def test_a_callback_that_one_run_has_differs_and_is_none_in_the_other(make_run):
+    stopping = {"callbacks.early_stopping._target_": "pytorch_lightning.callbacks.EarlyStopping"}
+    make_run("a", stopping | {"embedding_dim": 1})
+    make_run("b", {"embedding_dim": 1})
+    runs = find_runs([make_run.root])
+    assert swept_keys(runs) == ["callbacks.early_stopping"]
+    assert [setting(run, "callbacks.early_stopping") for run in runs] == ["EarlyStopping", "none"]
+
+
+def test_the_seed_of_a_part_differs_where_it_is_not_that_of_the_run(keys_of):
+    assert keys_of({"data.seed": 0}, {"data.seed": 99}) == ["data.seed"]
+
+
+def test_a_setting_left_out_in_runs_of_the_same_code_differs(make_run):
+    for name, settings, commit in (("a", {"optimizer.amsgrad": True}, "1f"), ("b", {}, "1f"), ("c", {}, "2e")):
+        make_run(name, settings, provenance={"git": {"commit": commit}})
+    [first, same, other] = find_runs([make_run.root])
+    assert swept_keys([first, same]) == ["optimizer.amsgrad"]
+    assert swept_keys([first, other]) == []
+
+
+def test_of_commands_alone_what_is_not_typed_differs(make_run):
+    for name, words in (("a", "text_aggregator=lstm"), ("b", "")):
+        folder = make_run(name)
+        (folder / "config.yaml").unlink()
+        (folder / "command.txt").write_text(f"python train.py embedding_dim=64 {words}\n")
+    assert swept_keys(find_runs([make_run.root])) == ["text_aggregator"]
+
+
+def test_files_of_one_name_are_told_apart_within_a_sweep(make_run):
+    for name, place, sweep in (("a", "/x/va/v.vec", "s"), ("b", "/x/vb/v.vec", "s"), ("c", "/y/w.vec", "s")):
+        make_run(name, {"text_encoder.vectors": place}, provenance={"sweep": sweep})
+    runs = find_runs([make_run.root])
+    assert swept_keys(runs) == ["text_encoder.vectors"]
+    assert [setting(run, "text_encoder.vectors") for run in runs] == ["va/v.vec", "vb/v.vec", "w.vec"]
+
+
 def test_labels(make_run):
     make_run(
         "one", {"embedding_dim": 512, "optimizer.lr": 1e-5, "image_encoder.path": "/a/b.mat", "matryoshka": [1, 2]}

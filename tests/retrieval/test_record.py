@@ -40,6 +40,7 @@ def sides(draw: st.DrawFn) -> Queries:
 
 def same(one: EvaluationRecord, other: EvaluationRecord) -> None:
     assert (one.name, one.data_name, one.similarity) == (other.name, other.data_name, other.similarity)
+    assert one.content == other.content
     assert list(one.queries) == list(other.queries)
     for way, side in one.queries.items():
         found = other.queries[way]
@@ -60,7 +61,7 @@ def test_what_is_read_is_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, words: tuple[str, str, str], queries: dict[str, Queries]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "evaluation_test.npz"
-    record = EvaluationRecord(*words, queries)
+    record = EvaluationRecord(*words, queries, words[0] or None)
     write_record(path, record)
     same(read_record(path), record)
 

@@ -1,6 +1,7 @@
 """What a data set is, whatever it was read from: images, captions that point at them, and the roles of the splits."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -170,6 +171,16 @@ class Items:
         images = [(image.image_id, image.split, image.label) for image in self.images]
         roles = sorted((role, *names) for role, names in self.splits.items())
         return _sha256([("images", *images), ("roles", *roles), ("captions", self.caption_fingerprint())])
+
+    def content(self, images: Int64[np.ndarray, "n"], captions: Int64[np.ndarray, "m"]) -> str:
+        """SHA-256 (hex) over the ids of some images, and over the texts of some captions with the ids of their images.
+
+        Args:
+            images, captions: rows.
+        """
+        owners = ((self.captions[row], self.images[self.captions[row].image].image_id) for row in captions.tolist())
+        names = (("image", self.images[row].image_id) for row in images.tolist())
+        return _sha256(itertools.chain(names, ((owner, caption.text) for caption, owner in owners)))
 
     def _plays(self, role: str) -> np.ndarray:
         if role not in ROLES:

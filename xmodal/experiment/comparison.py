@@ -59,6 +59,11 @@ def compare(first: Path, second: Path, name: str | None = None, resamples: int =
             f"{first} was evaluated on the data set {one.data_name}, {second} on {other.data_name}: "
             "a paired test needs both on the same queries"
         )
+    if None not in (one.content, other.content) and one.content != other.content:
+        raise DataError(
+            f"{first} and {second} were evaluated on different images or captions, though both call them "
+            f"{one.data_name}: a paired test needs both on the same queries"
+        )
     try:
         found = paired_test(one.queries, other.queries, resamples, seed)
     except DataError as fault:

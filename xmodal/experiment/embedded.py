@@ -22,6 +22,7 @@ class Embedded:
         record: where the values of every query are kept by default; None where they would be mistaken for others.
         image_ids, text_image_ids: of each image, and of the image of each caption.
         names: where the ids are rows, what the data set calls the image of each row; None where they are its own ids.
+        content: digest of the images and captions; None where they are not known.
         image_labels, text_labels: classes, where relevance is by class.
         image_queries, text_queries: which are queries; None for all.
         bank_images, bank_texts: training queries for a hubness correction; None without one.
@@ -40,6 +41,7 @@ class Embedded:
     image_ids: np.ndarray
     text_image_ids: np.ndarray
     names: np.ndarray | None = None
+    content: str | None = None
     image_labels: np.ndarray | None = None
     text_labels: np.ndarray | None = None
     image_queries: Bool[np.ndarray, "N"] | None = None

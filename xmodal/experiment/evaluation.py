@@ -208,8 +208,8 @@ def _bank(embedded: Embedded, options: EvaluationOptions) -> QueryBank | None:
 
 def _record(embedded: Embedded, name: str, result: RetrievalResult) -> EvaluationRecord:
     if embedded.names is not None:
-        return record_of(name, embedded.data_name, embedded.similarity, result, embedded.names)
-    return EvaluationRecord(name, embedded.data_name, embedded.similarity, result.queries)
+        return record_of(name, embedded.data_name, embedded.similarity, result, embedded.names, embedded.content)
+    return EvaluationRecord(name, embedded.data_name, embedded.similarity, result.queries, embedded.content)
 
 
 def index_recalls(embedded: Embedded, index: Index) -> dict[str, float]:

@@ -42,7 +42,12 @@ def flat_figures(name: str, result: RetrievalResult) -> dict[str, float]:
 
 
 def record_of(
-    name: str, data_name: str, similarity: str, result: RetrievalResult, image_ids: np.ndarray
+    name: str,
+    data_name: str,
+    similarity: str,
+    result: RetrievalResult,
+    image_ids: np.ndarray,
+    content: str | None = None,
 ) -> EvaluationRecord:
     """What is kept of every query of an evaluation whose images were known by their rows.
 
@@ -52,9 +57,10 @@ def record_of(
         similarity: what embeddings were compared by.
         result: of ``evaluate_retrieval`` on rows as ids.
         image_ids: (all images of the data set,) the id that it gave to the image of each row.
+        content: digest of the images and captions that were evaluated.
     """
     queries = {way: replace(side, groups=image_ids[side.groups]) for way, side in result.queries.items()}
-    return EvaluationRecord(name=name, data_name=data_name, similarity=similarity, queries=queries)
+    return EvaluationRecord(name=name, data_name=data_name, similarity=similarity, queries=queries, content=content)
 
 
 def console() -> Console:

@@ -184,7 +184,8 @@ class Experiment:
     def _keep_queries(self, role: str, result: RetrievalResult) -> None:
         """Leave the rank of every query, for comparisons with runs to come."""
         items = self.datamodule.items
-        kept = record_of(role, items.name, self.model.similarity, result, items.image_ids)
+        content = items.content(items.image_rows(role), items.caption_rows(role))
+        kept = record_of(role, items.name, self.model.similarity, result, items.image_ids, content)
         write_record(self.folder / f"evaluation_{role}.npz", kept)
 
     def _add_intervals(self, role: str, result: RetrievalResult) -> None:

@@ -89,7 +89,9 @@ def _close(folder: Path, words: Sequence[str], code: Any) -> None:
     kept = [word for word in words if not word.startswith("resume=")]
     again = shlex.join(["python", "train.py", *kept, "resume=true"])
     advice = "This runs what is missing, and goes on where a job stopped:"
-    print("\n".join([*reason, *lost, advice, f"  {again}"]), file=sys.stderr)
+    finished = [job for job in jobs if job.status == "finished"]
+    report = ["Tables and figures of those that finished:", f"  {_report_of(folder)}"] if finished else []
+    print("\n".join([*reason, *lost, *report, advice, f"  {again}"]), file=sys.stderr)
     sys.exit(code or 1)
 
 

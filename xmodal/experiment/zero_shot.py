@@ -75,6 +75,7 @@ def embed_zero_shot(options: EvaluationOptions, overrides: Sequence[str], device
         image_ids=gallery.images,
         text_image_ids=items.caption_images[gallery.captions],
         names=items.image_ids,
+        content=items.content(gallery.images, gallery.captions),
         image_queries=gallery.image_queries,
         text_queries=gallery.text_queries,
         ks=tuple(cfg.callbacks.retrieval.get("ks", (1, 5, 10))),

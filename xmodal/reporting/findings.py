@@ -129,10 +129,11 @@ def _verdict(outcome: Contest, labels: Sequence[str], values: Sequence[float | N
     if not tied:
         return _won([labels[i] for i in others], max(outcome.p_values.values()))
     listed = "; ".join(tied[:_MOST_NAMED]) + (f"; and {len(tied) - _MOST_NAMED} more" * (len(tied) > _MOST_NAMED))
+    ahead = "no" if values[others[0]] == values[outcome.best] else "not significantly"
     if len(others) == 1:
-        return f"not significantly better than {listed}"
+        return f"{ahead} better than {listed}"
     counted = str(len(tied)) if len(tied) < len(others) else "either" if len(others) == 2 else "any"
-    return f"not significantly better than {counted} of the other {len(others)}: {listed}"
+    return f"{ahead} better than {counted} of the other {len(others)}: {listed}"
 
 
 def _won(others: Sequence[str], p: float) -> str:

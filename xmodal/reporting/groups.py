@@ -76,17 +76,35 @@ def left_out(runs: Sequence[Run]) -> list[Run]:
 def _group(title: str, runs: Sequence[Run], notes: Sequence[str]) -> Group:
     keys = sorted(swept_keys(runs), key=lambda key: key == SIZE)  # sizes one behind the other, for each of the others
     rows, repeated = replicates_of(runs, keys)
-    found = [*notes, *_size(runs), *_chosen_here(runs), *repeated, *_without_queries(runs), *_differences(runs)]
+    found = [
+        *notes,
+        *_size(runs),
+        *_chosen_here(runs),
+        *repeated,
+        *_other_seeds(rows),
+        *_without_queries(runs),
+        *_differences(runs),
+    ]
     return Group(title, tuple(runs), tuple(keys), tuple(headline_keys(keys)), tuple(rows), tuple(found))
 
 
 def _of_same_queries(runs: Sequence[Run]) -> list[list[Run]]:
     parts: dict[str | None, list[Run]] = {}
-    for run in runs:
-        parts.setdefault(_digest(run), []).append(run)
+    for alike in _of_same_images(runs).values():
+        contents = {run.evaluation.content for run in alike if run.evaluation and run.evaluation.content}
+        for run in alike:
+            digest, content = _digest(run), run.evaluation.content if run.evaluation else None
+            parts.setdefault(f"{digest} {content}" if len(contents) > 1 else digest, []).append(run)
     if len(parts) == 2 and None in parts:
         return [list(runs)]
     return [part for _, part in sorted(parts.items(), key=lambda item: (item[0] is None, runs.index(item[1][0])))]
+
+
+def _of_same_images(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
+    found: dict[str | None, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_digest(run), []).append(run)
+    return found
 
 
 def _digest(run: Run) -> str | None:
@@ -113,6 +131,17 @@ def _chosen_here(runs: Sequence[Run]) -> list[str]:
     if not (runs[0].split or "").startswith("val") or not any(len(run.history) > 1 for run in runs):
         return []
     return ["The epoch of each run was chosen on this split, so its figures are somewhat better than on new data."]
+
+
+def _other_seeds(rows: Sequence[Replicates]) -> list[str]:
+    """Between rows of different seeds, the seed differs too."""
+    stated = [tuple(run.seed for run in row.runs) for row in rows]
+    if len({seeds for seeds in stated if None not in seeds}) < 2:
+        return []
+    seeds = sorted({seed for row in stated for seed in row if seed is not None})
+    return [
+        f"Not all rows are of the same seeds ({', '.join(map(str, seeds))}): a difference may be that of the seeds."
+    ]
 
 
 def _without_queries(runs: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The folder of a report: made beside its place, and put there when it is complete."""
+"""The folder of a report: made within its place, and put there when it is complete."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from xmodal.reporting.run_files import is_run
 
 MANIFEST = "report.json"
 _FORMAT = 1
+_PARTIAL = ".report-"  # beginning of the name of a folder that is being written
 
 
 def output_faults(output: Path) -> list[str]:
@@ -28,7 +29,7 @@ def output_faults(output: Path) -> list[str]:
         return [f"--output {output}: {existing} is a file; name a folder."]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"--output {output}: {existing} can't be written to; name another folder."]
-    if existing == place and any(place.iterdir()) and _manifest(place) is None:
+    if existing == place and _others_in(place) and _manifest(place) is None:
         return [f"--output {output} holds something else than a report of xmodal; name a new folder, or empty it."]
     return []
 
@@ -43,7 +44,7 @@ def complete_report(output: Path) -> Iterator[Path]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.resolve().parent))
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=output))  # on the same file system, even where that begins
         try:
             yield partial
             _put(partial, output)
@@ -55,6 +56,11 @@ def complete_report(output: Path) -> Iterator[Path]:
         raise DataError(
             f"the report can't be written to {output} ({error}). Name another folder with --output."
         ) from error
+
+
+def _others_in(folder: Path) -> bool:
+    """Whether it holds anything but what a killed report left."""
+    return any(not entry.name.startswith(_PARTIAL) for entry in folder.iterdir())
 
 
 def _put(partial: Path, output: Path) -> None:

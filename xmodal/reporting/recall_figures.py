@@ -16,7 +16,8 @@ from xmodal.reporting.swept import heading, setting
 _CUTOFFS = ("R1", "R5", "R10")
 _MOST_ROWS = 40
 _MOST_TICKS = 8
-_LONGEST_LABEL = 34
+_HALF_LABEL = 16  # letters of a long label on either side of what is left out
+_LEAST_BEGINNING = 8
 _WIDE = 4  # a number that grows more than so often is shown on a logarithmic axis
 _APART = 0.014  # between neighbouring series, as a share of the axis
 _BARS = "Bars: 95 % intervals, query images resampled with all their captions."
@@ -96,7 +97,7 @@ def _series(group: Group, key: str, figure: str) -> list[_Series]:
     for row in group.rows:
         value = row.figure(figure)
         if key in row.runs[0].config and value is not None:
-            found.setdefault(in_words(row, others) if others else "", []).append(
+            found.setdefault(values_in_words(row, others) if others else "", []).append(
                 (float(setting(row.runs[0], key)), value)
             )
     series = [_Series(words, tuple(sorted(points, key=lambda p: p[0]))) for words, points in found.items()]
@@ -107,7 +108,6 @@ def _against(group: Group, key: str, way: str, figure: str) -> Picture:
     series = _series(group, key, f"{way}_{figure}")
     best_first = _series(group, key, f"{group.directions[0]}_R1")
     order = {one.words: i for i, one in enumerate(best_first)}  # one colour at all cut-offs, in all directions
-    others = [other for other in group.keys if other != key]
 
     def draw(axes: Axes) -> None:
         places = sorted({x for one in series for x, _ in one.points})
@@ -120,7 +120,7 @@ def _against(group: Group, key: str, way: str, figure: str) -> Picture:
             _line(axes, one, order[one.words], len(named), (places[0], places[-1]))
         _fit(axes, [point for one in series for _, point in one.points])
         if len(series) > 1:
-            _label_ends(axes, named, order, others)
+            _label_ends(axes, named, order)
         axes.set_title(DIRECTIONS[way])
         axes.set(xlabel=heading(key), ylabel=f"{_at(figure)} (%)")
 
@@ -160,13 +160,13 @@ def _fit(axes: Axes, points: Sequence[Figure]) -> None:
     axes.set_ylim(max(0.0, min(ends) - room), min(100.0 + room, max(ends) + room))
 
 
-def _label_ends(axes: Axes, series: Sequence[_Series], order: dict[str, int], keys: Sequence[str]) -> None:
+def _label_ends(axes: Axes, series: Sequence[_Series], order: dict[str, int]) -> None:
     """The name of each line at its end, for no legend is read as easily."""
     low, high = axes.get_ylim()
     heights = apart([(one.points[-1][1].value - low) / (high - low) for one in series], 0.085, 0.0, 1.0)
-    for one, height in zip(series, heights, strict=True):
-        text = one.words.removeprefix(f"{heading(keys[0])} ") if len(keys) == 1 else one.words
-        axes.text(1.02, height, _shortened(text), color=colour_of(order[one.words]), va="center", fontsize=7,
+    labels = _shortened([one.words for one in series])
+    for one, label, height in zip(series, labels, heights, strict=True):
+        axes.text(1.02, height, label, color=colour_of(order[one.words]), va="center", fontsize=7,
                   transform=axes.transAxes)  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _listed(group: Group, way: str, figure: str) -> Picture:
     name = f"{way}_{figure}"
     rows = [(row, found) for row in from_best(group)[:_MOST_ROWS] if (found := row.figure(name)) is not None]
     rows.sort(key=lambda pair: pair[1].value)
-    labels = [_shortened(values_in_words(row, group.keys)) for row, _ in rows]
+    labels = _shortened([values_in_words(row, group.keys) for row, _ in rows])
 
     def draw(axes: Axes) -> None:
         _dots(axes, labels, [point for _, point in rows])
@@ -214,8 +214,15 @@ def _dots(axes: Axes, labels: Sequence[str], points: Sequence[Figure]) -> None:
     axes.set_ylim(-0.6, len(points) - 0.4)
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST_LABEL:
-        return text
-    half = (_LONGEST_LABEL - 1) // 2
-    return f"{text[:half]}…{text[-half:]}"
+def _shortened(texts: Sequence[str]) -> list[str]:
+    """Each without its middle where it is long; the end grows until no two are alike."""
+    for kept in range(_HALF_LABEL, max(map(len, texts), default=0) + 1):
+        labels = [_without_middle(text, 2 * _HALF_LABEL - kept, kept) for text in texts]
+        if len(set(labels)) == len(set(texts)):
+            return labels
+    return list(texts)
+
+
+def _without_middle(text: str, first: int, last: int) -> str:
+    first = max(first, _LEAST_BEGINNING)
+    return text if len(text) <= first + last + 1 else f"{text[:first]}…{text[-last:]}"

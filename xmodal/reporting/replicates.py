@@ -83,19 +83,26 @@ class Replicates:
 
 
 def replicates_of(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Replicates], list[str]]:
-    """Runs brought together by what they state for ``keys``, in the order of these values; and notes on what was
-    left out: of runs with the same settings and seed, only the first counts.
+    """Runs brought together by what they state for ``keys``, in the order of these values; and notes: of a run that was
+    made twice, only the first counts.
 
-    A run without any configuration stays alone: nothing says what it differs in.
+    A run without any configuration stays alone: nothing says what it differs in. So does one that has the settings and
+    the seed of another, and is not that run: it differs in what is not shown.
     """
     found: dict[tuple[str, ...], dict[int | None, Run]] = {}
     notes = []
     for run in runs:
         settings = tuple(shown(setting(run, key)) if key in run.config else "" for key in keys)
-        alike = found.setdefault(settings if run.config else (run.name,), {})
+        alike = found.setdefault((str(run.states_all), *settings) if run.config else (run.name,), {})
         first = alike.setdefault(run.seed, run)
-        if first is not run:
+        if first is not run and first.identity == run.identity:
             notes.append(f"{run.name} has the settings and the seed of {first.name}, and is not counted again.")
+        elif first is not run:
+            found[run.name,] = {run.seed: run}
+            notes.append(
+                f"{run.name} has the settings and the seed of {first.name} as far as they are compared, and is another "
+                "run (their identities in provenance.json differ): it has a row of its own."
+            )
     groups = [Replicates(tuple(sorted(by_seed.values(), key=_by_seed))) for by_seed in found.values()]
     order = {run.name: i for i, run in enumerate(runs)}
     groups.sort(key=lambda one: ([sortable(setting(one.runs[0], key)) for key in keys], order[one.runs[0].name]))

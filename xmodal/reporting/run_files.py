@@ -74,6 +74,8 @@ class RunFiles:
         text = self._text(HISTORY)
         if text is None:
             return []
+        if not text.endswith("\n"):
+            self.faults.append(f"{HISTORY} {'was cut off' if text else 'is empty'}: its last epochs are missing")
         try:
             rows = list(csv.DictReader(text.splitlines(), strict=True))
             return [{name: float(value) for name, value in row.items() if value != ""} for row in rows]
@@ -81,12 +83,19 @@ class RunFiles:
             self.faults.append(f"{HISTORY} can't be read ({fault})")
             return []
 
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration; else what Hydra composed, else what the command names (lines ``key=value``)."""
-        for name in (CONFIG, _COMPOSED):
-            if (found := self._mapping(name, _yaml)) is not None:
-                return found
-        return {}
+    def config(self) -> tuple[dict[str, Any], bool]:
+        """The resolved configuration, else what Hydra composed; and whether it is the first, which states everything.
+
+        A configuration without settings that Hydra composed was cut off.
+        """
+        composed = self._mapping(_COMPOSED, _yaml) or {}
+        found = self._mapping(CONFIG, _yaml)
+        if found is None:
+            return composed, False
+        if lost := [str(key) for key in composed if key not in found]:
+            self.faults.append(f"{CONFIG} lacks {', '.join(lost[:5])}, which {_COMPOSED} has: it was cut off")
+            return composed, False
+        return found, True
 
     def choices(self) -> dict[str, str]:
         """The option chosen in each group, by Hydra's record."""

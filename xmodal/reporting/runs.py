@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from xmodal.errors import ConfigError
@@ -16,6 +16,8 @@ FINISHED = "finished"
 UNFINISHED = "unfinished"
 _PREFERRED = ("test", "val")
 _ROUNDING = 0.01  # of figures in metrics.json
+NO_OPTION = "none"
+_FILES = {"file", "path", "vectors", "weights"}  # keys of files
 _NOT_SEARCHED = {"wandb", "checkpoints", "lightning_logs"}
 
 
@@ -27,7 +29,9 @@ class Run:
         folder: absolute.
         name: unique among the runs found: the folder's name, with as many of its parents as it takes.
         config: values by dotted keys (``loss.margin``); a node with a ``_target_`` also has the name of the chosen
-            option under its own key (``loss``: ``triplet``). Empty where the folder has none.
+            option under its own key (``loss``: ``triplet``; ``none`` where it has no target), and a file is called by
+            its name. Empty where the folder has none.
+        states_all: whether ``config`` is a run's own record of all its settings.
         metrics: figures by their names, ``test/i2t_R1``, ``test/i2t_R1_low``.
         history: the figures of each epoch.
         provenance: what ``provenance.json`` says, or None.
@@ -44,6 +48,7 @@ class Run:
     folder: Path
     name: str
     config: dict[str, Any]
+    states_all: bool
     metrics: dict[str, float]
     history: list[dict[str, float]]
     provenance: dict[str, Any] | None
@@ -59,6 +64,26 @@ class Run:
     def is_finished(self) -> bool:
         """Whether it has figures to report."""
         return self.status == FINISHED and self.split is not None
+
+    @property
+    def identity(self) -> str | None:
+        """Of the settings, by the run's own record: equal for the same run made twice."""
+        return self._told("identity")
+
+    @property
+    def sweep(self) -> str | None:
+        """The sweep that it is a job of."""
+        return self._told("sweep")
+
+    @property
+    def commit(self) -> str | None:
+        """Of the code that made it."""
+        git = (self.provenance or {}).get("git")
+        return str(git["commit"]) if isinstance(git, Mapping) and git.get("commit") else None
+
+    def _told(self, name: str) -> str | None:
+        found = (self.provenance or {}).get(name)
+        return None if found is None else str(found)
 
     @property
     def data_name(self) -> str:
@@ -95,7 +120,7 @@ def find_runs(paths: Sequence[Path], split: str | None = None) -> list[Run]:
         raise ConfigError(faults)
     ordered = sorted(folders, key=_natural)
     runs = [_read(folder, name, split) for folder, name in zip(ordered, _names(ordered), strict=True)]
-    return _with_options(runs, [RunFiles(folder).choices() for folder in ordered])
+    return _with_names_of_files(_with_options(runs, [RunFiles(folder).choices() for folder in ordered]))
 
 
 def _nothing_in(path: Path) -> str:
@@ -138,7 +163,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str, split: str | None) -> Run:
     files = RunFiles(folder)
     provenance, metrics = files.provenance(), files.metrics()
-    config = {key: value for key, value in flat(files.config()).items() if not _is_unresolved(value)}
+    stated, states_all = files.config()
+    config = {key: value for key, value in flat(stated).items() if not _is_unresolved(value)}
     command = (provenance or {}).get("command") or files.command()
     config = config or settings_of_command(command or "")
     chosen = split or next((one for one in _PREFERRED if _has(one, metrics, files)), None)
@@ -149,7 +175,7 @@ def _read(folder: Path, name: str, split: str | None) -> Run:
     status, error = _outcome(provenance, metrics, files, shown, split)
     seed = config.get("seed")
     return Run(
-        folder, name, config, metrics, files.history(), provenance, evaluation, shown,
+        folder, name, config, states_all, metrics, files.history(), provenance, evaluation, shown,
         seed if isinstance(seed, int) else None, status, error, command, tuple(files.faults),
     )  # fmt: skip
 
@@ -164,13 +190,15 @@ def _with_figures_of(
 ) -> dict[str, float]:
     """The metrics, with those of the queries where there are none (`xmodal evaluate` leaves its queries alone)."""
     figures = {f"{prefix}{name}": value for name, value in named_figures(evaluation.queries).items()}
-    rsum = f"{prefix}rsum"
-    if abs(metrics.get(rsum, figures[rsum]) - figures[rsum]) > _ROUNDING:
+    others = [name for name, value in figures.items() if abs(metrics.get(name, value) - value) > _ROUNDING]
+    if others:
+        name = min(others, key=lambda other: not other.endswith("rsum"))
+        more = f" (and {len(others) - 1} figures more)" if len(others) > 1 else ""
         files.faults.append(
-            f"{METRICS} has {rsum} {metrics[rsum]:.2f}, the queries kept have {figures[rsum]:.2f}: they are of another "
-            "evaluation. Tables show the first; intervals and tests may be of the other"
+            f"{METRICS} has {name} {metrics[name]:.2f}, the queries kept have {figures[name]:.2f}{more}: they are of "
+            "another evaluation, or a file was changed. Tables show the first; intervals and tests may be of the other"
         )
-    return metrics if rsum in metrics else metrics | figures
+    return metrics if f"{prefix}rsum" in metrics else metrics | figures
 
 
 def _has(split: str, metrics: Mapping[str, float], files: RunFiles) -> bool:
@@ -201,7 +229,7 @@ def _outcome(
 
 
 def _with_options(runs: list[Run], choices: list[dict[str, str]]) -> list[Run]:
-    """Adds the option of each node with a ``_target_``.
+    """Adds the option of each node with a ``_target_``; ``none`` where the node of a run has none.
 
     It is called as it was chosen (``sum_of_hinges``) where that is known of all runs that have the node, else after the
     module of its target, so that one option never has two names.
@@ -209,12 +237,60 @@ def _with_options(runs: list[Run], choices: list[dict[str, str]]) -> list[Run]:
     nodes = {key.removesuffix("._target_") for run in runs for key in run.config if key.endswith("._target_")}
     added: list[dict[str, Any]] = [{} for _ in runs]
     for node in sorted(nodes):
+        group = node.replace(".", "/")
         having = [i for i, run in enumerate(runs) if run.config.get(f"{node}._target_")]
-        are_chosen = all(node.replace(".", "/") in choices[i] for i in having)
+        are_chosen = all(group in choices[i] for i in having)
         for i in having:
             target = str(runs[i].config[f"{node}._target_"])
-            added[i][node] = choices[i][node.replace(".", "/")] if are_chosen else _option(target)
+            added[i][node] = choices[i][group] if are_chosen else _option(target)
+        if _is_choice(node) or any(group in one for one in choices):
+            added = [one if node in one or not run.states_all else {**one, node: NO_OPTION}
+                     for run, one in zip(runs, added, strict=True)]  # fmt: skip
     return [replace(run, config=run.config | options) for run, options in zip(runs, added, strict=True)]
+
+
+def _is_choice(node: str) -> bool:
+    """Whether a node is chosen by itself: the model's own repeat what is chosen elsewhere."""
+    return not node.startswith("model.")
+
+
+def _with_names_of_files(runs: list[Run]) -> list[Run]:
+    """Files by their names alone, for one file may lie in several places; with as many of the folders above as tell
+    them apart where the jobs of one sweep name several of one name."""
+    keys = {key for run in runs for key, value in run.config.items() if _is_file(key, value)}
+    added: list[dict[str, Any]] = [{} for _ in runs]
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        paths = [PurePath(str(value)) if _is_file(key, value) else None for value in values]
+        apart = {path.name for _, path in _of_one_sweep(runs, paths) if path is not None}
+        for one, path in zip(added, paths, strict=True):
+            if path is not None:
+                alike = {other for other in paths if other is not None and other.name == path.name}
+                one[key] = _shortest_end(path, alike) if path.name in apart else path.name
+    return [replace(run, config=run.config | files) for run, files in zip(runs, added, strict=True)]
+
+
+def _of_one_sweep(runs: Sequence[Run], paths: Sequence[PurePath | None]) -> Iterator[tuple[Run, PurePath | None]]:
+    """Those beside which another job of the same sweep has another file of the same name."""
+    named: dict[tuple[str | None, str], set[PurePath]] = {}
+    for run, path in zip(runs, paths, strict=True):
+        if path is not None and run.sweep is not None:
+            named.setdefault((run.sweep, path.name), set()).add(path)
+    for run, path in zip(runs, paths, strict=True):
+        if path is not None and len(named.get((run.sweep, path.name), ())) > 1:
+            yield run, path
+
+
+def _shortest_end(path: PurePath, others: set[PurePath]) -> str:
+    """The last parts of a path that no other one ends with."""
+    for count in range(1, len(path.parts) + 1):
+        if sum(other.parts[-count:] == path.parts[-count:] for other in others) == 1:
+            return "/".join(path.parts[-count:]).replace("//", "/")
+    return str(path)
+
+
+def _is_file(key: str, value: object) -> bool:
+    return key.rpartition(".")[2] in _FILES and isinstance(value, str)
 
 
 def _option(target: str) -> str:

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Hashable, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from xmodal.reporting.runs import Run
 
 # where things lie, how they are watched and how fast they go: not what was compared
 _NOT_COMPARED = {
-    "name", "tags", "test", "bootstrap", "ckpt_path", "resume", "optimized_metric", "sweep", "data.root",
+    "seed", "name", "tags", "test", "bootstrap", "ckpt_path", "resume", "optimized_metric", "sweep", "data.root",
     "data.num_workers",
 }  # fmt: skip
 _NOT_COMPARED_GROUPS = (
@@ -22,21 +21,21 @@ _CALLBACKS = ("callbacks.averaging", "callbacks.early_stopping")  # which the ou
 _WIDTHS = {"feature_dim", "input_dim"}  # follow from the encoder and the aggregator
 _COPIES = ("model.", "callbacks.")  # hold what other groups say
 _AS_ELSEWHERE = {"scheduler.T_max": "trainer.max_epochs"}  # unless something else was typed
-_FILES = {"file", "path", "vectors", "weights"}  # one file may lie in several places
 _MOST_COLUMNS = 4
 _SHORT = {"embedding_dim": "embedding size"}
 _ABSENT = object()
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """The settings that differ between runs, those of the top level first, without seed, places, and what follows from
-    others: copies (``model.loss.margin`` beside ``loss.margin``) and settings that only one option has.
+    """The settings that differ between runs, those of the top level first, without the run's seed, places, and what
+    follows from others: copies (``model.loss.margin`` beside ``loss.margin``) and settings that only one option has.
 
-    A setting that some runs don't state (those of an earlier version) differs only if the others do.
+    A setting that some runs don't state differs only if the others do, for an earlier version may not have had it; or
+    if the same code made a run that states it, or a command is all that is known of both.
     """
     keys = sorted({key for run in runs for key in run.config if _is_compared(key)}, key=_rank)
     columns = {key: _column(runs, key) for key in keys}
-    varying = [key for key in keys if len({value for value in columns[key] if value is not _ABSENT}) > 1]
+    varying = [key for key in keys if _varies(runs, key, columns[key])]
     own = [key for key in varying if not _follows(key, varying, columns)]
     return [key for key in own if not _is_copy(key, own, columns)]
 
@@ -47,10 +46,8 @@ def headline_keys(keys: Sequence[str]) -> Sequence[str]:
 
 
 def setting(run: Run, key: str) -> Any:
-    """What a run states for a key; a file by its name alone, None where the run does not state it."""
-    value = run.config.get(key)
-    is_file = key.rpartition(".")[2] in _FILES
-    return PurePath(value).name if is_file and isinstance(value, str) else value
+    """What a run states for a key; None where it does not state it."""
+    return run.config.get(key)
 
 
 def shown(value: Any) -> str:
@@ -82,7 +79,7 @@ def sortable(value: Any) -> tuple[int, float, str]:
 
 def _is_compared(key: str) -> bool:
     last = key.rpartition(".")[2]
-    if key in _NOT_COMPARED or last in _WIDTHS | {"seed", "_target_", "_partial_"}:
+    if key in _NOT_COMPARED or last in _WIDTHS | {"_target_", "_partial_"}:
         return False
     if key.startswith("callbacks.") and not key.startswith(_CALLBACKS):
         return False
@@ -102,6 +99,24 @@ def _column(runs: Sequence[Run], key: str) -> tuple[Hashable, ...]:
     return tuple(shown(setting(run, key)) if key in run.config else _ABSENT for run in runs)
 
 
+def _varies(runs: Sequence[Run], key: str, column: Sequence[Hashable]) -> bool:
+    stated = {value for value in column if value is not _ABSENT}
+    if key.endswith(".seed") and all(run.config[key] == run.seed for run in runs if key in run.config):
+        return False  # the run's own, which that of a part usually is
+    return len(stated) > 1 or (len(stated) < len(set(column)) and _is_left_out(runs, key))
+
+
+def _is_left_out(runs: Sequence[Run], key: str) -> bool:
+    """Whether a run does without a setting that another one has, rather than not knowing it."""
+    makers = {_maker(run) for run in runs if key in run.config}
+    return any(_maker(run) in makers for run in runs if key not in run.config and _maker(run) is not None)
+
+
+def _maker(run: Run) -> str | None:
+    """What two runs share that state the same keys unless something else was chosen."""
+    return (run.commit if run.states_all else None) if run.provenance or run.states_all else "a command"
+
+
 def _follows(key: str, varying: Sequence[str], columns: dict[str, tuple[Hashable, ...]]) -> bool:
     """Whether the option of a node above decides the setting: it has one value for each option."""
     parts = key.split(".")
@@ -118,5 +133,7 @@ def _is_copy(key: str, varying: Sequence[str], columns: dict[str, tuple[Hashable
     if (source := _AS_ELSEWHERE.get(key, "")) in varying:
         return all(value in (_ABSENT, said) for value, said in zip(columns[key], columns[source], strict=True))
     return key.startswith(_COPIES) and any(
-        columns[other] == columns[key] for other in varying if not other.startswith(_COPIES)
+        all(copy in (_ABSENT, said) for copy, said in zip(columns[key], columns[other], strict=True))
+        for other in varying
+        if not other.startswith(_COPIES)
     )

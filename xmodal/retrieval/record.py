@@ -33,12 +33,15 @@ class EvaluationRecord:
         data_name: the data set.
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         queries: of every direction; their groups are the image ids that the data set gave, integers or strings.
+        content: digest of the images and captions that were evaluated; None where they are not known, as of a file of
+            embeddings. Where it differs, the queries are others, whatever their ids.
     """
 
     name: str
     data_name: str
     similarity: str
     queries: dict[str, Queries]
+    content: str | None = None
 
 
 def write_record(path: Path, record: EvaluationRecord) -> None:
@@ -71,7 +74,9 @@ def read_record(path: Path) -> EvaluationRecord:
         if not header["directions"]:
             raise ValueError("it has no directions")
         queries = {way: _queries(arrays, way, names) for way, names in header["directions"].items()}
-        return EvaluationRecord(str(header["name"]), str(header["data"]), str(header["similarity"]), queries)
+        content = header.get("content")  # which earlier versions did not write
+        name, data, similarity = (str(header[key]) for key in ("name", "data", "similarity"))
+        return EvaluationRecord(name, data, similarity, queries, None if content is None else str(content))
     except (KeyError, ValueError, AttributeError, TypeError) as fault:
         raise _damaged(path, fault) from fault
 
@@ -83,6 +88,7 @@ def _as_arrays(record: EvaluationRecord) -> dict[str, Any]:
         "name": record.name,
         "data": record.data_name,
         "similarity": record.similarity,
+        "content": record.content,
         "directions": {way: list(side.values) for way, side in record.queries.items()},
     }
     arrays: dict[str, Any] = {_HEADER: np.array(json.dumps(header))}
