@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,11 +74,13 @@ class OptunaSweeper(Sweeper):
         except ConfigError as error:
             print(report(error.faults), file=sys.stderr)
             sys.exit(2)
-        self._run(search, _first_free(folder))
+        self._run(search, folder)
         if (best := search.best()) is not None:
             settings = " ".join(f"{key}={value}" for key, value in best["best_params"].items())
             log.info("The best so far, %s %g: %s", self.config.optimized_metric, best["best_value"], settings)
             OmegaConf.save(OmegaConf.create(best), folder / "optimization_results.yaml")
+        if len(sweeps := search.sweeps()) > 1:
+            log.info("Trials of earlier sweeps belong to the study, too. All of them:\n  %s", _report_of(sweeps))
 
     def _search(self, arguments: list[str]) -> "Search":
         from xmodal.experiment.search_space import name_of, space_of
@@ -92,15 +95,20 @@ class OptunaSweeper(Sweeper):
         log.info("Study %s: %s %s", name, study.direction.name.lower(), metric)
         return Search(study, space, fixed)
 
-    def _run(self, search: "Search", made: int) -> None:
+    def _run(self, search: "Search", folder: Path) -> None:
+        made = _first_free(folder)
         for remaining in range(self.n_trials - search.completed, 0, -self.n_jobs):
-            asked = [search.ask() for _ in range(min(self.n_jobs, remaining))]
+            asked = [search.ask(folder) for _ in range(min(self.n_jobs, remaining))]
             jobs = [search.overrides(trial) for trial in asked]
             self.validate_batch_is_legal(jobs)
             returns = self.launcher.launch(jobs, initial_job_idx=made)
             made += len(jobs)
             for trial, figure in zip(asked, _figures(returns), strict=True):
                 search.tell(trial, figure)
+
+
+def _report_of(sweeps: Sequence[Path]) -> str:
+    return shlex.join(["xmodal", "report", *map(str, sweeps)])
 
 
 def _first_free(folder: Path) -> int:

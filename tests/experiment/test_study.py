@@ -16,6 +16,7 @@ from xmodal.errors import ConfigError
 from xmodal.experiment.search_space import name_of, space_of
 from xmodal.experiment.study import Search, direction_of, open_study, seeded, storage_of
 
+FOLDER = Path("sweep")
 LINES = ["embedding_dim=256,512", "seed=1", "loss.margin=interval(0.1,0.4)"]
 
 
@@ -71,7 +72,7 @@ def test_losses_and_ranks_are_made_small():
 
 def test_a_study_is_gone_on_with_and_what_has_no_figure_comes_first(tmp_path: Path):
     first = search(tmp_path)
-    done, failed, cut_off = first.ask(), first.ask(), first.ask()
+    done, failed, cut_off = (first.ask(tmp_path / name) for name in ("one", "two", "two"))
     first.tell(done, 7.0)
     first.tell(failed, math.nan)
     assert first.completed == 1
@@ -80,13 +81,16 @@ def test_a_study_is_gone_on_with_and_what_has_no_figure_comes_first(tmp_path: Pa
         search(tmp_path)
     again = search(tmp_path, resume=True)
     assert again.completed == 1
-    assert [again.ask().params for _ in range(2)] == [failed.params, cut_off.params]
+    assert [again.ask(FOLDER).params for _ in range(2)] == [failed.params, cut_off.params]
     assert again.study.trials[cut_off.number].state == TrialState.FAIL
+    assert again.sweeps() == []  # it is gone
+    (tmp_path / "one").mkdir()
+    assert again.sweeps() == [tmp_path / "one"]
     assert again.best()["best_value"] == 7.0
     assert again.best()["best_params"] == done.params
     third = search(tmp_path, resume=True)  # killed again: nothing is queued twice
-    assert [third.ask().params for _ in range(2)] == [failed.params, cut_off.params]
-    assert third.ask().params not in (failed.params, cut_off.params)
+    assert [third.ask(FOLDER).params for _ in range(2)] == [failed.params, cut_off.params]
+    assert third.ask(FOLDER).params not in (failed.params, cut_off.params)
 
 
 def test_a_study_without_figures_has_no_best(tmp_path: Path):
@@ -98,18 +102,18 @@ def test_a_database_keeps_a_study_too(tmp_path: Path):
     space, fixed = read(*LINES)
     for resume in (False, True):
         found = Search(open_study("one", storage_of(address, tmp_path, "one"), "maximize", resume), space, fixed)
-        found.tell(found.ask(), 1.0)
+        found.tell(found.ask(FOLDER), 1.0)
     assert found.completed == 2
 
 
 def test_a_sampler_that_goes_on_does_not_draw_what_it_drew(tmp_path: Path):
     found = search(tmp_path)
     found.study.sampler = seeded(TPESampler, 3, found.study)
-    first = found.ask()
+    first = found.ask(FOLDER)
     found.tell(first, 1.0)
     again = search(tmp_path, resume=True)
     again.study.sampler = seeded(TPESampler, 3, again.study)
-    assert again.ask().params["loss.margin"] != first.params["loss.margin"]
+    assert again.ask(FOLDER).params["loss.margin"] != first.params["loss.margin"]
     fresh = optuna.create_study()
     fresh.sampler = seeded(TPESampler, 3, fresh)
     assert fresh.ask(found.space).params == first.params

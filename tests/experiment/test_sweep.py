@@ -173,3 +173,4 @@ def test_optuna_goes_on_with_its_study(room):
     figures = [json.loads((job / "metrics.json").read_text())["val/i2t_R5"] for s in sweeps for job in jobs_in(s)]
     best = (sweeps[2] / "optimization_results.yaml").read_text()
     assert f"best_value: {max(figures)}" in best
+    assert f"xmodal report {sweeps[0]} {sweeps[2]}" in resumed.stdout

@@ -20,6 +20,8 @@ from xmodal.errors import ConfigError
 
 Direction = Literal["minimize", "maximize"]
 
+_SWEEP = "sweep"  # what Optuna keeps of a trial beside its settings: the folder of its sweep
+
 
 @dataclass(frozen=True)
 class Search:
@@ -40,9 +42,17 @@ class Search:
         """Trials that have a figure."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
-    def ask(self) -> Trial:
-        """The next trial."""
-        return self.study.ask(self.space)
+    def ask(self, sweep: Path) -> Trial:
+        """The next trial, which will leave its run in this folder."""
+        trial = self.study.ask(self.space)
+        trial.set_user_attr(_SWEEP, str(sweep.absolute()))
+        return trial
+
+    def sweeps(self) -> list[Path]:
+        """The folders that trials with a figure left their runs in, where they are still there."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        folders = dict.fromkeys(Path(trial.user_attrs[_SWEEP]) for trial in trials if _SWEEP in trial.user_attrs)
+        return [folder for folder in folders if folder.is_dir()]
 
     def overrides(self, trial: Trial) -> list[str]:
         """The settings of its job."""
