@@ -75,7 +75,7 @@ def test_runs_without_any_figures(make_run, tmp_path, capsys):
     arguments = ["report", str(make_run.root), "--split", "test", "--output", str(tmp_path / "report")]
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "None of 2 runs has figures to report" in said
+    assert said.startswith("None of 2 runs has figures to report:")
     assert "a: failed: no disk" in said
     assert "b: finished: no figures of test in metrics.json (evaluations kept: val)" in said
 

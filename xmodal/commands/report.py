@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal.commands.options import unknown
-from xmodal.errors import ConfigError
+from xmodal.errors import ConfigError, DataError
 
 _REPORTS = Path("outputs") / "reports"
 
@@ -43,7 +43,11 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     runs = find_runs(parsed.paths, parsed.split)
     without = [f"{run.name}: {run.status}: {run.error}" for run in runs if not run.is_finished]
     if len(without) == len(runs):
-        raise ConfigError([f"None of {len(runs)} runs has figures to report:", *without])
+        listed = "\n".join(f"  {line}" for line in without)
+        raise DataError(
+            f"None of {len(runs)} runs has figures to report:\n{listed}\n"
+            "A run has them once it has ended; one that was stopped is gone on with by its command and resume=true."
+        )
 
     from xmodal.reporting.report import write_report
 
