@@ -233,6 +233,10 @@ def test_photos_and_sentences_of_ones_own_are_encoded_as_queries_are(of_own, own
     ids = ["a.jpg", "deep/er/a.PNG", "deep/turned.jpg", "caption 0", "caption 1", "caption 2"]
     assert of_own.items.ids == ids
     assert (of_own.manifest.splits, of_own.manifest.data_name) == (("own",), "photos")
+    assert of_own.items.splits == ("own",)
+    assert {hit.split for hit in of_own.search_text(["a star"], 9, split="own")[0]} == {"own"}
+    with pytest.raises(ConfigError, match="no split 'test', but own"):
+        of_own.search_text(["a star"], split="test")
     files = [of_own.path_of(of_own.items.file_at(row)) for row in range(3)]
     assert files == [str(own / "photos" / name) for name in ids[:3]]
     for number, encoded in enumerate(unit(of_own.encode_images(files))):
@@ -268,3 +272,19 @@ def test_adding_and_removing_keep_ids_and_numbers(of_own, own, tmp_path):
     assert main(["index", str(folder), "--add", *more[:2]]) == 2  # all of these are there
     assert main(["index", str(folder), "--add", "--images", str(tmp_path / "more"), *more[2:]]) == 0  # sentences alone
     assert SearchEngine.open(folder).items.ids[-1] == "caption 4"
+
+
+def test_what_is_added_to_a_data_set_is_of_a_split_of_its_own(shelf, tests_alone, tmp_path):
+    folder = Path(shutil.copytree(tests_alone.folder, tmp_path / "index"))
+    (tmp_path / "words.txt").write_text("a green star\na red ring\n")
+    assert main(["index", str(folder), "--add", "--captions", str(tmp_path / "words.txt")]) == 0
+    found = SearchEngine.open(folder)
+    assert found.manifest.splits == found.items.splits == ("test", "own")
+    [own] = found.search_text(["a green star"], 999, target="captions", split="own")
+    assert [hit.caption for hit in own] == ["a green star", "a red ring"]
+    [of_data] = found.search_text(["a green star"], 999, target="captions", split="test")
+    assert len(of_data) == tests_alone.manifest.counts["captions"]
+    assert {hit.split for hit in of_data} == {"test"}
+    assert main(["index", str(folder), "--remove", *[hit.id for hit in own]]) == 0
+    with pytest.raises(ConfigError, match="no split 'own', but test"):
+        SearchEngine.open(folder).search_text(["a"], split="own")

@@ -113,9 +113,9 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) 
             corrections[target] = corrections[target].with_vectors(queries, numbers, gallery.similarity)
         sides[target] = replace(sides[target], count=len(gallery), next_number=first[target] + len(queries))
         _write_changed(change, target, gallery, corrections)
-    old_items.joined(new_items).write(change.path(ITEMS))
-    splits = tuple(dict.fromkeys([*manifest.splits, *source.splits]))
-    changed = replace(manifest, sides=sides, splits=splits, root=str(root))
+    joined = old_items.joined(new_items)
+    joined.write(change.path(ITEMS))
+    changed = replace(manifest, sides=sides, splits=joined.splits, root=str(root))
     return _commit(change, manifest, changed, corrections)
 
 
@@ -146,8 +146,9 @@ def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence
         gallery.remove(numbers)
         sides[target] = replace(sides[target], count=len(gallery))
         _write_changed(change, target, gallery, corrections)
-    items.without([one.id for one in gone]).write(change.path(ITEMS))
-    return _commit(change, manifest, replace(manifest, sides=sides), corrections)
+    left = items.without([one.id for one in gone])
+    left.write(change.path(ITEMS))
+    return _commit(change, manifest, replace(manifest, sides=sides, splits=left.splits), corrections)
 
 
 def _embedded(change: Change, source: Source, target: Target) -> Float[np.ndarray, "N E"]:

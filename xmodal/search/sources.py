@@ -152,7 +152,7 @@ def own_source(
     found = _images_below(images) if images is not None else []
     sentences = read_captions(captions) if captions is not None else []
     name = (images or captions or Path("own")).resolve().stem
-    items = Items(name, *_own_items(images, found, sentences, known), {"test": (OWN,)})
+    items = Items(name, *_own_items(images, found, sentences, known), {})  # of no role
     dataset = _examined(saved, items, on_error)
     photos = np.flatnonzero([image.path is not None for image in dataset.used.images]).astype(np.int64)
     rows: dict[Target, np.ndarray] = {"images": photos, "captions": np.arange(len(dataset.used.captions))}
