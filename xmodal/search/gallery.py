@@ -66,8 +66,8 @@ class NumberedGallery:
     ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
         """The ``K = min(k, N)`` closest vectors of each query, best first: their scores and their numbers.
 
-        A score is the cosine, the dot product or the negative Euclidean distance. Where clusters (IVF) that are searched hold
-        fewer, the rest has the number −1 and the score −inf.
+        A score is the cosine, the dot product or the negative Euclidean distance. Where the clusters (IVF) that are
+        searched hold fewer, the rest has the number −1 and the score −inf.
 
         Args:
             queries: as ``as_queries`` gives them.
@@ -90,7 +90,7 @@ class NumberedGallery:
     def _exact_where_missing(
         self, queries: np.ndarray, k: int, values: np.ndarray, numbers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What a graph found; for queries that it found too little for, parts of it being out of reach, all compared."""
+        """What a graph found, and the result of comparing all vectors where too little of it was within reach."""
         short = numbers[:, -1] < 0
         distances, rows = faiss.downcast_index(self._inner.storage).search(queries[short], k)
         values[short] = -np.sqrt(np.maximum(distances, 0.0)) if self.similarity == "euclidean" else distances
@@ -145,6 +145,19 @@ class NumberedGallery:
         if not self.is_exact:
             raise FeatureError(f"An index of the kind {self.kind} holds codes of vectors, not the vectors.")
         return np.stack([self.index.reconstruct(int(number)) for number in numbers])
+
+    @property
+    def held(self) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"]]:
+        """All vectors, where they lie in memory until the gallery changes, and their numbers, in ascending order.
+
+        Raises:
+            FeatureError: the index holds codes.
+        """
+        if not self.is_exact:
+            raise FeatureError(f"An index of the kind {self.kind} holds codes of vectors, not the vectors.")
+        exact = faiss.downcast_index(self._inner.storage) if self.kind == "hnsw" else self._inner
+        rows = faiss.rev_swig_ptr(exact.get_xb(), len(self) * self.width).reshape(len(self), self.width)
+        return rows, self._numbers_at(0, len(self))
 
     def count_better(
         self, query: Float[np.ndarray, "E"], numbers: Int[np.ndarray, "n"], among: Int[np.ndarray, "m"] | None = None

@@ -3,8 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from xmodal.errors import ConfigError, DataError
@@ -17,7 +18,15 @@ from xmodal.search.folder import LEFTOVERS, change_of, verified
 from xmodal.search.gallery import memory_of_machine
 from xmodal.search.items_table import IndexedItems
 from xmodal.search.manifest import ITEMS, NAME, TARGETS, Manifest, Target
-from xmodal.search.saving import Settings, add_items, build_index, description, remove_items, require_changeable
+from xmodal.search.saving import (
+    Settings,
+    add_items,
+    build_index,
+    description,
+    remove_items,
+    require_changeable,
+    require_room,
+)
 from xmodal.search.sources import Known, Source, own_source, split_source
 
 log = logging.getLogger(__name__)
@@ -90,16 +99,18 @@ def change_index(folder: Path, request: Request, removed: Sequence[str] | None) 
             for target in request.own_targets:  # before anything is encoded
                 require_changeable(manifest, target)
             saved = _saved_of(folder, manifest, request)
-            source = _source(saved, request, _known(folder, manifest))
+            source = _source(saved, request, _known(folder, manifest), partial(require_room, manifest))
             manifest = add_items(change, folder, manifest, source)
     log.info("%s", description(manifest))
     return manifest
 
 
-def _source(saved: SavedRun, request: Request, known: Known) -> Source:
+def _source(
+    saved: SavedRun, request: Request, known: Known, admit: Callable[[Target, int], None] | None = None
+) -> Source:
     if not request.own_targets:
         return split_source(saved, request.split, request.bank_size)
-    return own_source(saved, request.images, request.captions, request.on_error, request.bank_size, known)
+    return own_source(saved, request.images, request.captions, request.on_error, request.bank_size, known, admit)
 
 
 def _saved_of(folder: Path, manifest: Manifest, request: Request) -> SavedRun:

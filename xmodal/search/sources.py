@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,12 +137,14 @@ def own_source(
     on_error: str = "error",
     bank_size: int = 0,
     known: Known = Known(),
+    admit: Callable[[Target, int], None] | None = None,
 ) -> Source:
     """Photos below a folder and sentences of a file, encoded as those that the model was trained on.
 
     Args:
         on_error: ``error``, or ``skip`` photos that can't be decoded.
         known: photos that are passed over, for the index has them already, and ids that are taken.
+        admit: raises where so many items of a side are not wanted; asked before any is encoded.
 
     Raises:
         DataError: nothing there or nothing new, photos that can't be decoded or whose ids are taken, captions without a
@@ -157,6 +159,9 @@ def own_source(
     photos = np.flatnonzero([image.path is not None for image in dataset.used.images]).astype(np.int64)
     rows: dict[Target, np.ndarray] = {"images": photos, "captions": np.arange(len(dataset.used.captions))}
     rows = {target: there for target, there in rows.items() if len(there)}
+    for target, there in rows.items():
+        if admit is not None:
+            admit(target, len(there))
     run = _opened(saved, dataset, [target for target in TARGETS if target in rows])
     bank = split_source(saved, "train", bank_size).bank if bank_size else {}
     return Source(name, run, (OWN,), rows, root_of([image.path for image in dataset.used.images]), bank)
