@@ -171,6 +171,7 @@ def test_folders_of_photos_that_can_not_be_indexed(shelf, own, tmp_path, capsys)
         (["--add", "--captions", "x", "--remove", "1"], "--add and --remove are two commands"),
         (["--add", "--captions", "x", "--query-bank", "5"], "--query-bank is of a new index"),
         (["--remove", "1", "--images", "x"], "--images has no meaning with --remove"),
+        (["--remove", "1", "--overwrite"], "--overwrite is of a new index"),
         (["--remove", "1", "--output", "x"], "--output: an index is changed where it is"),
         (["--checkpoint", "x"], "--checkpoint goes with --add"),
         (["--query-bank", "-1"], "--query-bank must be 0 or a number of queries, found -1"),
@@ -230,7 +231,8 @@ def test_clusters_on_disk_are_searched_and_not_changed(shelf, tmp_path, capsys):
     assert len(json.loads(printed.stdout)["results"]) == 1, "FAISS prints of its own accord"
     assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 2
     assert "lie on disk" in capsys.readouterr().err
-    assert main(["index", str(shelf.run), "--output", str(folder), "--split", "val"]) == 0  # in memory, in its place
+    words = ["--split", "val", "--overwrite"]  # in memory, in its place
+    assert main(["index", str(shelf.run), "--output", str(folder), *words]) == 0
     assert sorted(path.suffix for path in folder.iterdir() if "ivfdata" in path.name) == []
     assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 0
 
@@ -257,3 +259,50 @@ def test_help_and_faults_come_without_torch(tmp_path):
     codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
     assert codes == ["code 0", "code 0", "code 2", "code 2"]
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "index.json.lock"}
+
+
+def test_an_index_is_replaced_only_where_that_is_said(shelf, tmp_path, capsys):
+    folder, words = tmp_path / "index", ["index", str(shelf.run), "--output", str(tmp_path / "index")]
+    assert main([*words, "--split", "val"]) == 0
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    manifest = verified(folder)
+    for part in (
+        "is an index already: scenes, val: 12 images (flat)",
+        f"of the model {manifest.checkpoint}, last changed {manifest.made}",
+        f"xmodal index {folder} --add --images FOLDER",
+        "--output DIR",
+        "--overwrite",
+    ):
+        assert part in said
+    assert contents(folder) == before
+    assert main([*words, "--overwrite"]) == 0
+    assert verified(folder).splits == ("test",)
+    (folder / "index.json").write_text("{")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "is an index already: one that can't be opened" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert verified(folder).splits == ("test",)
+
+
+def test_checkpoints_of_a_run_are_indexed_beside_one_another(shelf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = [shelf.run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for place in (shelf.run, *checkpoints):
+        assert main(["index", str(place)]) == 0
+    made = sorted(path.name for path in (tmp_path / "outputs" / "indexes").iterdir())
+    assert made == [f"{shelf.run.name}-{what}" for what in ("best-split", "last-split", "split")]
+    for folder in ("here", "there"):  # two folders of one name
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.txt").write_text("a star\n")
+    assert main(["index", str(shelf.run), "--captions", "here/mine.txt"]) == 0
+    capsys.readouterr()
+    assert main(["index", str(shelf.run), "--captions", "there/mine.txt"]) == 2
+    assert f"{shelf.run.name}-mine is an index already" in " ".join(capsys.readouterr().err.split())

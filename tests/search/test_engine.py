@@ -272,7 +272,7 @@ def test_a_model_inside_goes_along_until_the_index_is_built_without(shelf, tmp_p
     moved(folder, checkpoint="/gone", checkpoint_nearby="gone")
     there = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
     assert len(SearchEngine.open(there).search_text(["a red circle"])[0]) == 10
-    shelf.index("inside")
+    shelf.index("inside", "--overwrite")
     assert not (folder / "model.ckpt").exists()
     SearchEngine.open(folder)
 

@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
         "from the run's, such as data.root=…",
     )
     command.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/indexes/<run>-<what is in it>")
+    command.add_argument("--overwrite", action="store_true", help="replace the index that is there, as a whole")
     _add_items(command)
     _add_how(command)
     command.set_defaults(
@@ -61,6 +62,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         memory_gb=parsed.memory_gb,
         device=parsed.device,
         checkpoint=parsed.checkpoint,
+        overwrites=parsed.overwrite,
     )
     if parsed.add or parsed.remove is not None:
         change_index(parsed.place, request, parsed.remove)
@@ -128,6 +130,7 @@ def _of_no_use(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str
         return ["--checkpoint goes with --add; a new index is of RUN."] if parsed.checkpoint is not None else []
     faults = [] if parsed.output is None else ["--output: an index is changed where it is."]
     of_new = {"--query-bank": parsed.query_bank, "--include-model": parsed.include_model}
+    of_new |= {"--overwrite": parsed.overwrite}
     of_new |= {"--inverse-temperature": parsed.inverse_temperature, "--memory-gb": parsed.memory_gb}
     faults += [f"{flag} is of a new index; this one keeps what it has." for flag, value in of_new.items() if value]
     if parsed.remove is not None:
@@ -139,9 +142,10 @@ def _of_no_use(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str
 
 
 def _default_output(parsed: argparse.Namespace) -> Path:
+    """Called after the run, the checkpoint where one is named, and what is in it."""
     place = parsed.place.resolve()
-    name = place.stem if place.suffix == ".ckpt" else place.name
+    names = [place.stem if place.suffix == ".ckpt" else place.name]
     if place.suffix == ".ckpt" and place.parent.name == "checkpoints":
-        name = place.parent.parent.name
+        names.insert(0, place.parent.parent.name)
     own = [path.resolve().stem for path in (parsed.images, parsed.captions) if path is not None]
-    return _INDEXES / "-".join([name, *(own or [parsed.split or "split"])])
+    return _INDEXES / "-".join([*names, *(own or [parsed.split or "split"])])
