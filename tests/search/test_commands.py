@@ -125,6 +125,42 @@ def test_a_photo_is_searched_with_and_a_damaged_one_named(shelf, own, tmp_path, 
     assert "The index holds images alone: captions can't be added to it" in capsys.readouterr().err
 
 
+def test_names_that_are_not_utf8_are_found_before_anything_is_encoded(shelf, own, tmp_path, caplog, capsys):
+    photos, folder = tmp_path / "photos", tmp_path / "index"
+    shutil.copytree(own / "photos" / "deep", photos)
+    named = Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg"))
+    shutil.copy(photos / "turned.jpg", named)
+    words = ["index", str(shelf.tuned), "--output", str(folder), "--images", str(photos)]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 photos can't be used" in said
+    assert f"has a name that is not in UTF-8: 1 found: {photos}/caf\\xe9.jpg" in said.replace("\n", " ").replace(
+        "  ", " "
+    )
+    assert not folder.exists()
+    assert main([*words, "--on-error", "skip"]) == 0
+    assert "Left out, 1 of 3 photos" in caplog.text
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+    for name in ("er/a.PNG", "turned.jpg"):
+        (photos / name).unlink()
+    assert main([*words[:-2], "--overwrite", "--on-error", "skip", "--images", str(photos)]) == 2
+    assert "None of the 1 photos can be used" in capsys.readouterr().err
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+
+
+def test_other_files_beside_photos_are_no_photos(shelf, own, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(own / "photos" / "deep", photos)
+    for name in ("feat.h5", "plot.eps", "film.mpg", "paper.pdf", "array.npy"):
+        (photos / name).write_bytes(b"no photo")
+    folder = shelf.index("beside", "--images", str(photos), run=shelf.tuned)
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+    (photos / "empty.webp").write_bytes(b"")  # one that can't be decoded is a fault all the same
+    assert main(["index", str(folder), "--add", "--images", str(photos)]) == 2
+    assert "is empty: 1 found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
