@@ -206,6 +206,10 @@ def test_folders_of_photos_that_can_not_be_indexed(shelf, own, tmp_path, capsys)
         (["--add"], "--add needs something to add"),
         (["--add", "--captions", "x", "--remove", "1"], "--add and --remove are two commands"),
         (["--add", "--captions", "x", "--query-bank", "5"], "--query-bank is of a new index"),
+        (["--remove"], "--remove needs the ids of items"),
+        (["--remove", "--", "-1.jpg"], "If it is an id: --remove=-1.jpg"),
+        (["--remove", "-1.jpg", "-2.jpg"], "If it is an id: --remove=-2.jpg"),
+        (["data.root=x", "--remove", "1"], "data.root=x has no meaning with --remove"),
         (["--remove", "1", "--images", "x"], "--images has no meaning with --remove"),
         (["--remove", "1", "--overwrite"], "--overwrite is of a new index"),
         (["--remove", "1", "--output", "x"], "--output: an index is changed where it is"),
@@ -233,7 +237,12 @@ def test_wrong_changes_leave_the_index(index, capsys):
     ids = verified_ids(index)
     for words, fault in (
         (["--remove", f"{ids[0]}x"], f"Ids that the index does not have, 1 found: {ids[0]}x. Did you mean '{ids[0]}'?"),
+        (["--remove", "nothing-like-it"], "--json shows those of what it finds, and the column id of"),
+        (["--remove=-1.jpg", "--remove=-2.jpg"], "2 found: -1.jpg, -2.jpg."),
         (["--remove", *ids], "nothing would be left"),
+        (["--images", "ph"], f"is an index, not a run. To put items into it, add --add: xmodal index {index} --add"),
+        (["--captions", "x.txt"], f"xmodal index {index} --add --captions x.txt"),
+        ([], "A new index needs the run that it is of: xmodal index RUN"),
         (["--add", "--captions", "/nowhere.txt", "index=hnsw"], "an index keeps its kind"),
         (["--add", "--captions", "/nowhere.txt", "--checkpoint", "/nowhere.ckpt"], "There is no file or folder"),
     ):

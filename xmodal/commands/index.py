@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     """Build an index, or change one."""
     words = [*parsed.overrides, *rest]
     overrides = [word for word in words if not _is_of_index(word)]
-    if faults := [*_faults(parsed, overrides), *unknown([w for w in words if w.startswith("-")], parsed.parser)]:
+    if faults := [*_faults(parsed, overrides), *_unknown(parsed, words)]:
         raise ConfigError(faults)
     from xmodal.search.choice import Asked
     from xmodal.search.request import Request, change_index, new_index
@@ -79,7 +79,13 @@ def _add_items(command: argparse.ArgumentParser) -> None:
     add("--on-error", choices=("error", "skip"), default="error", help="of photos of your own that can't be decoded")
     add("--add", action="store_true", help="put --images and --captions into the index that stands in RUN's place")
     add("--checkpoint", type=Path, metavar="RUN", help="with --add: the model, where it is not where it was")
-    add("--remove", nargs="+", metavar="ID", help="take these items out of the index that stands in RUN's place")
+    add(
+        "--remove",
+        nargs="*",
+        action="extend",
+        metavar="ID",
+        help="take these items out of the index that stands in RUN's place; one that begins with -: --remove=-1.jpg",
+    )
 
 
 def _add_how(command: argparse.ArgumentParser) -> None:
@@ -101,6 +107,22 @@ def _add_how(command: argparse.ArgumentParser) -> None:
 
 def _is_of_index(word: str) -> bool:
     return word.startswith(("index=", "index."))
+
+
+def _unknown(parsed: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Faults for words that begin with - and are no options; after --remove they may be ids."""
+    flags = [word for word in words if word.startswith("-")]
+    if parsed.remove is None:
+        return unknown(flags, parsed.parser)
+    faults = [
+        f"{fault} If it is an id: --remove={word}"
+        for word in flags
+        if word != "--"
+        for fault in unknown([word], parsed.parser)
+    ]
+    if not parsed.remove and not faults:
+        return ["--remove needs the ids of items: --remove ID ID; one that begins with -: --remove=-1.jpg"]
+    return faults
 
 
 def _faults(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
@@ -137,7 +159,7 @@ def _of_no_use(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str
         others = {"--images": parsed.images, "--captions": parsed.captions, "--split": parsed.split}
         others |= {"--checkpoint": parsed.checkpoint}
         faults += [f"{flag} has no meaning with --remove." for flag, value in others.items() if value is not None]
-        faults += [f"{word} has no meaning with --remove." for word in overrides]
+        faults += [f"{word} has no meaning with --remove." for word in overrides if not word.startswith("-")]
     return faults
 
 

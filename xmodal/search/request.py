@@ -94,7 +94,7 @@ def change_index(folder: Path, request: Request, removed: Sequence[str] | None) 
     manifest = verified(folder)
     if request.asked.kind is not None:
         raise ConfigError(f"index={request.asked.kind}: an index keeps its kind. Build another with --output.")
-    with change_of(folder) as change:
+    with change_of(folder, is_of_new=False) as change:
         manifest = verified(folder)  # another process may have changed it meanwhile
         if removed is not None:
             manifest = remove_items(change, folder, manifest, removed)

@@ -133,7 +133,8 @@ def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence
     if unknown := [one for one in ids if one not in items]:
         raise ConfigError(
             f"Ids that the index does not have, {name_some(unknown)}.{did_you_mean(unknown[0], items.ids)} Its ids "
-            f"look like {', '.join(items.ids[:3])}."
+            f"look like {', '.join(items.ids[:3])}; xmodal search {folder} 'a sentence' --json shows those of what it "
+            f"finds, and the column id of {folder / ITEMS} all."
         )
     gone = [items.item(one) for one in dict.fromkeys(ids)]
     if len(gone) == len(items):
