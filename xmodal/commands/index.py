@@ -29,7 +29,12 @@ def add(commands: Any) -> None:
         help="which index: index=flat, hnsw or ivf_pq, and settings of it (index.ef_search=64); settings that differ "
         "from the run's, such as data.root=…",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/indexes/<run>-<what is in it>")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: outputs/indexes/<run>-<what is in it>; with the checkpoint's name between where that is named",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the index that is there, as a whole")
     _add_items(command)
     _add_how(command)

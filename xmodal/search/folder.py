@@ -22,7 +22,7 @@ from xmodal.search.manifest import NAME, UNFINISHED, Manifest, read_manifest
 
 LEFTOVERS = (f"*{UNFINISHED}", f"*{UNFINISHED}.part*", f".{NAME}.*.part")  # of a process that was killed
 _TRIES, _PAUSE = 50, 0.1  # seconds between looks at an index that is being changed: its files are renamed in a moment
-_AGAIN = "Build the index again (xmodal index RUN --output …), or copy it again from where it is whole."
+_AGAIN = "Build the index again (xmodal index RUN --output … --overwrite), or copy it again from where it is whole."
 
 
 class Change:

@@ -272,6 +272,7 @@ def require_room(manifest: Manifest, target: Target, count: int) -> None:
     one that is built anew; beyond, ever less.
     """
     side = manifest.sides[target]
+    # of codes, recall is measured when they are learned, and at no other time
     learned_from, since = side.recall_count, side.next_number - side.recall_count
     if side.index == "ivf_pq" and since + count > learned_from:
         earlier = f", after {since:,} that were added earlier" if since else ""
