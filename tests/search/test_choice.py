@@ -68,6 +68,18 @@ def test_the_choice_is_said_in_words() -> None:
     assert "more than the budget of 1 MB" in str(choose(10_000, 100, 10**6, Asked.parse(["index=flat"])))
 
 
+def test_a_typed_setting_that_can_not_be_is_said_with_the_reason() -> None:
+    words = ["index=ivf_pq", "index.lists=100000", "index.codes=7", "index.probes=9", "index.bits=8"]
+    said = str(choose(80, 16, GB, Asked.parse(words)))
+    assert said.startswith(
+        "ivf_pq lists=2 (100000 asked for; 80 vectors are enough for 2 clusters, 39 for each) "
+        "probes=2 (9 asked for; there are only 2 clusters) codes=4 (7 asked for; it must divide the width of 16) "
+        "bits=6 (8 asked for; 80 vectors are too few for more), about "
+    )
+    kept = choose(80, 16, GB, Asked.parse(["index=ivf_pq", "index.lists=2", "index.codes=4", "index.bits=6"]))
+    assert kept.notes == choose(80, 16, GB, Asked.parse(["index=ivf_pq"])).notes == {}
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [

@@ -125,6 +125,42 @@ def test_a_photo_is_searched_with_and_a_damaged_one_named(shelf, own, tmp_path, 
     assert "The index holds images alone: captions can't be added to it" in capsys.readouterr().err
 
 
+def test_names_that_are_not_utf8_are_found_before_anything_is_encoded(shelf, own, tmp_path, caplog, capsys):
+    photos, folder = tmp_path / "photos", tmp_path / "index"
+    shutil.copytree(own / "photos" / "deep", photos)
+    named = Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg"))
+    shutil.copy(photos / "turned.jpg", named)
+    words = ["index", str(shelf.tuned), "--output", str(folder), "--images", str(photos)]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 photos can't be used" in said
+    assert f"has a name that is not in UTF-8: 1 found: {photos}/caf\\xe9.jpg" in said.replace("\n", " ").replace(
+        "  ", " "
+    )
+    assert not folder.exists()
+    assert main([*words, "--on-error", "skip"]) == 0
+    assert "Left out, 1 of 3 photos" in caplog.text
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+    for name in ("er/a.PNG", "turned.jpg"):
+        (photos / name).unlink()
+    assert main([*words[:-2], "--overwrite", "--on-error", "skip", "--images", str(photos)]) == 2
+    assert "None of the 1 photos can be used" in capsys.readouterr().err
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+
+
+def test_other_files_beside_photos_are_no_photos(shelf, own, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(own / "photos" / "deep", photos)
+    for name in ("feat.h5", "plot.eps", "film.mpg", "paper.pdf", "array.npy"):
+        (photos / name).write_bytes(b"no photo")
+    folder = shelf.index("beside", "--images", str(photos), run=shelf.tuned)
+    assert verified_ids(folder) == ["er/a.PNG", "turned.jpg"]
+    (photos / "empty.webp").write_bytes(b"")  # one that can't be decoded is a fault all the same
+    assert main(["index", str(folder), "--add", "--images", str(photos)]) == 2
+    assert "is empty: 1 found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -170,7 +206,12 @@ def test_folders_of_photos_that_can_not_be_indexed(shelf, own, tmp_path, capsys)
         (["--add"], "--add needs something to add"),
         (["--add", "--captions", "x", "--remove", "1"], "--add and --remove are two commands"),
         (["--add", "--captions", "x", "--query-bank", "5"], "--query-bank is of a new index"),
+        (["--remove"], "--remove needs the ids of items"),
+        (["--remove", "--", "-1.jpg"], "If it is an id: --remove=-1.jpg"),
+        (["--remove", "-1.jpg", "-2.jpg"], "If it is an id: --remove=-2.jpg"),
+        (["data.root=x", "--remove", "1"], "data.root=x has no meaning with --remove"),
         (["--remove", "1", "--images", "x"], "--images has no meaning with --remove"),
+        (["--remove", "1", "--overwrite"], "--overwrite is of a new index"),
         (["--remove", "1", "--output", "x"], "--output: an index is changed where it is"),
         (["--checkpoint", "x"], "--checkpoint goes with --add"),
         (["--query-bank", "-1"], "--query-bank must be 0 or a number of queries, found -1"),
@@ -196,7 +237,12 @@ def test_wrong_changes_leave_the_index(index, capsys):
     ids = verified_ids(index)
     for words, fault in (
         (["--remove", f"{ids[0]}x"], f"Ids that the index does not have, 1 found: {ids[0]}x. Did you mean '{ids[0]}'?"),
+        (["--remove", "nothing-like-it"], "--json shows those of what it finds, and the column id of"),
+        (["--remove=-1.jpg", "--remove=-2.jpg"], "2 found: -1.jpg, -2.jpg."),
         (["--remove", *ids], "nothing would be left"),
+        (["--images", "ph"], f"is an index, not a run. To put items into it, add --add: xmodal index {index} --add"),
+        (["--captions", "x.txt"], f"xmodal index {index} --add --captions x.txt"),
+        ([], "A new index needs the run that it is of: xmodal index RUN"),
         (["--add", "--captions", "/nowhere.txt", "index=hnsw"], "an index keeps its kind"),
         (["--add", "--captions", "/nowhere.txt", "--checkpoint", "/nowhere.ckpt"], "There is no file or folder"),
     ):
@@ -230,7 +276,8 @@ def test_clusters_on_disk_are_searched_and_not_changed(shelf, tmp_path, capsys):
     assert len(json.loads(printed.stdout)["results"]) == 1, "FAISS prints of its own accord"
     assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 2
     assert "lie on disk" in capsys.readouterr().err
-    assert main(["index", str(shelf.run), "--output", str(folder), "--split", "val"]) == 0  # in memory, in its place
+    words = ["--split", "val", "--overwrite"]  # in memory, in its place
+    assert main(["index", str(shelf.run), "--output", str(folder), *words]) == 0
     assert sorted(path.suffix for path in folder.iterdir() if "ivfdata" in path.name) == []
     assert main(["index", str(folder), "--remove", verified_ids(folder)[0]]) == 0
 
@@ -257,3 +304,50 @@ def test_help_and_faults_come_without_torch(tmp_path):
     codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
     assert codes == ["code 0", "code 0", "code 2", "code 2"]
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "index.json.lock"}
+
+
+def test_an_index_is_replaced_only_where_that_is_said(shelf, tmp_path, capsys):
+    folder, words = tmp_path / "index", ["index", str(shelf.run), "--output", str(tmp_path / "index")]
+    assert main([*words, "--split", "val"]) == 0
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    manifest = verified(folder)
+    for part in (
+        "is an index already: scenes, val: 12 images (flat)",
+        f"of the model {manifest.checkpoint}, last changed {manifest.made}",
+        f"xmodal index {folder} --add --images FOLDER",
+        "--output DIR",
+        "--overwrite",
+    ):
+        assert part in said
+    assert contents(folder) == before
+    assert main([*words, "--overwrite"]) == 0
+    assert verified(folder).splits == ("test",)
+    (folder / "index.json").write_text("{")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "is an index already: one that can't be opened" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert verified(folder).splits == ("test",)
+
+
+def test_checkpoints_of_a_run_are_indexed_beside_one_another(shelf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = [shelf.run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for place in (shelf.run, *checkpoints):
+        assert main(["index", str(place)]) == 0
+    made = sorted(path.name for path in (tmp_path / "outputs" / "indexes").iterdir())
+    assert made == [f"{shelf.run.name}-{what}" for what in ("best-split", "last-split", "split")]
+    for folder in ("here", "there"):  # two folders of one name
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.txt").write_text("a star\n")
+    assert main(["index", str(shelf.run), "--captions", "here/mine.txt"]) == 0
+    capsys.readouterr()
+    assert main(["index", str(shelf.run), "--captions", "there/mine.txt"]) == 2
+    assert f"{shelf.run.name}-mine is an index already" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,7 @@ from xmodal.experiment.embedded_run import embed_run
 from xmodal.models import checkpoint
 from xmodal.search.building import search_widely
 from xmodal.search.engine import SearchEngine
+from xmodal.search.folder import verified
 
 CPU = torch.device("cpu")
 
@@ -171,6 +172,60 @@ def test_other_kinds_of_index(shelf, kind, capsys):
         assert hits.scores == sorted(hits.scores, reverse=True)
 
 
+def by_hand(engine: SearchEngine, target: str, other: str, most: int) -> float:
+    """Recall@10 of what the index returns, against sorting; queries are drawn as `drawn_queries` draws them."""
+    numbers, asking = engine.items.numbers(target), engine.items.numbers(other)
+    drawn = asking[np.sort(np.random.default_rng(0).permutation(len(asking))[:most])]
+    vectors = np.stack([engine.vector(target, n) for n in numbers.tolist()])
+    queries = np.stack([engine.vector(other, n) for n in drawn.tolist()])
+    found = [hits.numbers for hits in engine.search_vectors(queries, 10, target=target)]
+    exact = numbers[np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]]
+    return 10 * float(np.mean([len({*a} & {*b}) for a, b in zip(found, exact.tolist(), strict=True)]))
+
+
+def words(path: Path, count: int) -> str:
+    """A file of so many sentences."""
+    lines = [f"a {('red', 'blue', 'green')[n % 3]} {('star', 'ring')[n % 2]} number {n}" for n in range(count)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_recall_is_measured_again_after_every_change(shelf, tmp_path):
+    coarse = ("index=hnsw", "index.neighbours=2", "index.ef_search=1", "index.ef_construction=1")
+    folder = shelf.index("coarse", "--split", "all", *coarse)
+    before = SearchEngine.open(folder)
+    assert main(["index", str(folder), "--add", "--captions", words(tmp_path / "words.txt", 60)]) == 0
+    added = SearchEngine.open(folder)
+    side, count = added.manifest.sides["captions"], before.manifest.counts["captions"] + 60
+    assert (side.recall_count, side.recall_of, side.recall_queries) == (count, "images", 66)
+    assert side.recall == pytest.approx(by_hand(added, "captions", "images", 200), abs=0.5)
+    assert added.manifest.sides["images"] == before.manifest.sides["images"]
+    assert main(["index", str(folder), "--remove", *added.items.ids[::3]]) == 0
+    removed = SearchEngine.open(folder)
+    for target, other in (("images", "captions"), ("captions", "images")):
+        side = removed.manifest.sides[target]
+        assert (side.recall_count, side.recall_of) == (removed.manifest.counts[target], other)
+        assert side.recall == pytest.approx(by_hand(removed, target, other, 200), abs=0.5)
+
+
+def test_codes_take_no_more_than_they_were_learned_from_and_their_recall_is_not_kept(shelf, tmp_path, caplog, capsys):
+    folder = shelf.index("codes", "index=ivf_pq", "index.bits=4")
+    learned_from = verified(folder).counts["captions"]
+    assert main(["index", str(folder), "--add", "--captions", words(tmp_path / "words.txt", 20)]) == 0
+    assert "captions: recall@10 of the changed index is not known" in caplog.text
+    side = verified(folder).sides["captions"]
+    assert (side.recall, side.recall_queries, side.recall_count) == (None, 0, learned_from)
+    assert verified(folder).sides["images"].recall is not None
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert main(["index", str(folder), "--add", "--captions", words(tmp_path / "more.txt", learned_from - 19)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"learned from {learned_from} vectors; {learned_from - 19} more, after 20 that were added earlier" in said
+    assert "--overwrite" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert main(["index", str(folder), "--add", "--captions", words(tmp_path / "fit.txt", learned_from - 20)]) == 0
+
+
 def copied(folder: Path, run: Path, place: Path) -> tuple[Path, Path]:
     """An index and its run, side by side elsewhere."""
     return Path(shutil.copytree(folder, place / "index")), Path(shutil.copytree(run, place / "run"))
@@ -195,7 +250,7 @@ def test_another_model_is_refused(shelf, whole, tmp_path):
 
 def moved(folder: Path, **changes: str) -> None:
     """An index whose manifest names other places."""
-    from xmodal.search.folder import change_of, verified
+    from xmodal.search.folder import change_of
 
     with change_of(folder) as change:
         manifest = verified(folder)
@@ -217,7 +272,7 @@ def test_a_model_inside_goes_along_until_the_index_is_built_without(shelf, tmp_p
     moved(folder, checkpoint="/gone", checkpoint_nearby="gone")
     there = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
     assert len(SearchEngine.open(there).search_text(["a red circle"])[0]) == 10
-    shelf.index("inside")
+    shelf.index("inside", "--overwrite")
     assert not (folder / "model.ckpt").exists()
     SearchEngine.open(folder)
 
@@ -233,6 +288,10 @@ def test_photos_and_sentences_of_ones_own_are_encoded_as_queries_are(of_own, own
     ids = ["a.jpg", "deep/er/a.PNG", "deep/turned.jpg", "caption 0", "caption 1", "caption 2"]
     assert of_own.items.ids == ids
     assert (of_own.manifest.splits, of_own.manifest.data_name) == (("own",), "photos")
+    assert of_own.items.splits == ("own",)
+    assert {hit.split for hit in of_own.search_text(["a star"], 9, split="own")[0]} == {"own"}
+    with pytest.raises(ConfigError, match="no split 'test', but own"):
+        of_own.search_text(["a star"], split="test")
     files = [of_own.path_of(of_own.items.file_at(row)) for row in range(3)]
     assert files == [str(own / "photos" / name) for name in ids[:3]]
     for number, encoded in enumerate(unit(of_own.encode_images(files))):
@@ -268,3 +327,19 @@ def test_adding_and_removing_keep_ids_and_numbers(of_own, own, tmp_path):
     assert main(["index", str(folder), "--add", *more[:2]]) == 2  # all of these are there
     assert main(["index", str(folder), "--add", "--images", str(tmp_path / "more"), *more[2:]]) == 0  # sentences alone
     assert SearchEngine.open(folder).items.ids[-1] == "caption 4"
+
+
+def test_what_is_added_to_a_data_set_is_of_a_split_of_its_own(shelf, tests_alone, tmp_path):
+    folder = Path(shutil.copytree(tests_alone.folder, tmp_path / "index"))
+    (tmp_path / "words.txt").write_text("a green star\na red ring\n")
+    assert main(["index", str(folder), "--add", "--captions", str(tmp_path / "words.txt")]) == 0
+    found = SearchEngine.open(folder)
+    assert found.manifest.splits == found.items.splits == ("test", "own")
+    [own] = found.search_text(["a green star"], 999, target="captions", split="own")
+    assert [hit.caption for hit in own] == ["a green star", "a red ring"]
+    [of_data] = found.search_text(["a green star"], 999, target="captions", split="test")
+    assert len(of_data) == tests_alone.manifest.counts["captions"]
+    assert {hit.split for hit in of_data} == {"test"}
+    assert main(["index", str(folder), "--remove", *[hit.id for hit in own]]) == 0
+    with pytest.raises(ConfigError, match="no split 'own', but test"):
+        SearchEngine.open(folder).search_text(["a"], split="own")

@@ -1,6 +1,8 @@
 """An index changes as a whole or not at all, whatever ends the process that changes it; damage is found."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -135,6 +137,21 @@ def test_a_place_that_takes_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Make room, or choose another: --output"), change_of(tmp_path / "file" / "in"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, r"Make it writable \(chmod -R u\+w .*index\), or copy the folder and change the copy"),
+        (errno.EROFS, "or copy the folder and change the copy"),
+        (errno.ENOSPC, "Make room, or copy the folder to where there is room"),
+    ],
+)
+def test_advice_for_an_index_that_can_not_be_changed_can_be_followed(tmp_path: Path, number: int, advice: str) -> None:
+    folder = written(tmp_path / "index")
+    with pytest.raises(DataError, match=advice) as raised, change_of(folder, is_of_new=False):
+        raise OSError(number, os.strerror(number))
+    assert "--output" not in str(raised.value)
 
 
 def test_files_that_an_index_no_longer_has_are_gone(tmp_path: Path) -> None:

@@ -94,6 +94,24 @@ def test_more_than_there_are_and_ties() -> None:
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("k", [10, 200, 600])
+def test_a_graph_finds_as_many_as_are_asked_for(k: int, similarity: str) -> None:
+    """With two links per vector most of it is out of reach, and it looks at four candidates unless told otherwise."""
+    rows, queries = vectors(600, similarity), vectors(9, similarity, seed=1)
+    choice = choose(len(rows), WIDTH, PLENTY, Asked("hnsw", {"ef_search": 4, "neighbours": 2}))
+    made = build_gallery(rows, choice, similarity, PLENTY, Path("unused"))
+    made.remove(np.arange(0, 600, 7))  # from here on numbers are no rows
+    expected = scores(queries, rows, similarity)
+    found, numbers = made.search(queries, k)
+    count = min(k, len(made))
+    assert found.shape == numbers.shape == (9, count)
+    for query in range(9):
+        assert len({*numbers[query].tolist()} - {-1}) == count
+        np.testing.assert_allclose(found[query], expected[query][numbers[query]], atol=2e-3)
+        assert (np.diff(found[query]) <= 0).all()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_ranks_count_what_is_at_least_as_close(kind: str, similarity: str) -> None:
     rows = vectors(60, similarity)

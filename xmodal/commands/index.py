@@ -29,7 +29,13 @@ def add(commands: Any) -> None:
         help="which index: index=flat, hnsw or ivf_pq, and settings of it (index.ef_search=64); settings that differ "
         "from the run's, such as data.root=…",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/indexes/<run>-<what is in it>")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: outputs/indexes/<run>-<what is in it>; with the checkpoint's name between where that is named",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the index that is there, as a whole")
     _add_items(command)
     _add_how(command)
     command.set_defaults(
@@ -43,7 +49,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     """Build an index, or change one."""
     words = [*parsed.overrides, *rest]
     overrides = [word for word in words if not _is_of_index(word)]
-    if faults := [*_faults(parsed, overrides), *unknown([w for w in words if w.startswith("-")], parsed.parser)]:
+    if faults := [*_faults(parsed, overrides), *_unknown(parsed, words)]:
         raise ConfigError(faults)
     from xmodal.search.choice import Asked
     from xmodal.search.request import Request, change_index, new_index
@@ -61,6 +67,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         memory_gb=parsed.memory_gb,
         device=parsed.device,
         checkpoint=parsed.checkpoint,
+        overwrites=parsed.overwrite,
     )
     if parsed.add or parsed.remove is not None:
         change_index(parsed.place, request, parsed.remove)
@@ -77,7 +84,13 @@ def _add_items(command: argparse.ArgumentParser) -> None:
     add("--on-error", choices=("error", "skip"), default="error", help="of photos of your own that can't be decoded")
     add("--add", action="store_true", help="put --images and --captions into the index that stands in RUN's place")
     add("--checkpoint", type=Path, metavar="RUN", help="with --add: the model, where it is not where it was")
-    add("--remove", nargs="+", metavar="ID", help="take these items out of the index that stands in RUN's place")
+    add(
+        "--remove",
+        nargs="*",
+        action="extend",
+        metavar="ID",
+        help="take these items out of the index that stands in RUN's place; one that begins with -: --remove=-1.jpg",
+    )
 
 
 def _add_how(command: argparse.ArgumentParser) -> None:
@@ -99,6 +112,22 @@ def _add_how(command: argparse.ArgumentParser) -> None:
 
 def _is_of_index(word: str) -> bool:
     return word.startswith(("index=", "index."))
+
+
+def _unknown(parsed: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Faults for words that begin with - and are no options; after --remove they may be ids."""
+    flags = [word for word in words if word.startswith("-")]
+    if parsed.remove is None:
+        return unknown(flags, parsed.parser)
+    faults = [
+        f"{fault} If it is an id: --remove={word}"
+        for word in flags
+        if word != "--"
+        for fault in unknown([word], parsed.parser)
+    ]
+    if not parsed.remove and not faults:
+        return ["--remove needs the ids of items: --remove ID ID; one that begins with -: --remove=-1.jpg"]
+    return faults
 
 
 def _faults(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
@@ -128,20 +157,22 @@ def _of_no_use(parsed: argparse.Namespace, overrides: Sequence[str]) -> list[str
         return ["--checkpoint goes with --add; a new index is of RUN."] if parsed.checkpoint is not None else []
     faults = [] if parsed.output is None else ["--output: an index is changed where it is."]
     of_new = {"--query-bank": parsed.query_bank, "--include-model": parsed.include_model}
+    of_new |= {"--overwrite": parsed.overwrite}
     of_new |= {"--inverse-temperature": parsed.inverse_temperature, "--memory-gb": parsed.memory_gb}
     faults += [f"{flag} is of a new index; this one keeps what it has." for flag, value in of_new.items() if value]
     if parsed.remove is not None:
         others = {"--images": parsed.images, "--captions": parsed.captions, "--split": parsed.split}
         others |= {"--checkpoint": parsed.checkpoint}
         faults += [f"{flag} has no meaning with --remove." for flag, value in others.items() if value is not None]
-        faults += [f"{word} has no meaning with --remove." for word in overrides]
+        faults += [f"{word} has no meaning with --remove." for word in overrides if not word.startswith("-")]
     return faults
 
 
 def _default_output(parsed: argparse.Namespace) -> Path:
+    """Called after the run, the checkpoint where one is named, and what is in it."""
     place = parsed.place.resolve()
-    name = place.stem if place.suffix == ".ckpt" else place.name
+    names = [place.stem if place.suffix == ".ckpt" else place.name]
     if place.suffix == ".ckpt" and place.parent.name == "checkpoints":
-        name = place.parent.parent.name
+        names.insert(0, place.parent.parent.name)
     own = [path.resolve().stem for path in (parsed.images, parsed.captions) if path is not None]
-    return _INDEXES / "-".join([name, *(own or [parsed.split or "split"])])
+    return _INDEXES / "-".join([*names, *(own or [parsed.split or "split"])])

@@ -100,14 +100,26 @@ def search_widely(index: Any, value: int) -> None:
 
 
 class RecallMeasure:
-    """Recall of indexes of the same vectors, for the same queries; exact search is made once."""
+    """Recall of indexes of the same vectors, for the same queries; exact search is made once.
 
-    def __init__(self, vectors: Float[np.ndarray, "N E"], queries: Float[np.ndarray, "Q E"], similarity: str) -> None:
-        self._vectors, self._queries, self._similarity = vectors, queries, similarity
+    Args:
+        numbers: of the vectors, in ascending order; None: their rows.
+    """
+
+    def __init__(
+        self,
+        vectors: Float[np.ndarray, "N E"],
+        queries: Float[np.ndarray, "Q E"],
+        similarity: str,
+        numbers: Int[np.ndarray, "N"] | None = None,
+    ) -> None:
+        self._vectors, self._queries, self._similarity, self._numbers = vectors, queries, similarity, numbers
         self._exact = exact_top(vectors, queries, TOP, similarity)
 
     def __call__(self, gallery: NumberedGallery) -> Recall:
         _, found = gallery.search(self._queries, self._exact.shape[1])
+        if self._numbers is not None:
+            found = np.where(found < 0, -1, np.searchsorted(self._numbers, found))
         percent = share_found(found, self._exact, self._vectors, self._queries, self._similarity)
         return Recall(round(percent, 3), len(self._queries))
 
@@ -126,9 +138,11 @@ def exact_top(
     return found
 
 
-def drawn_queries(vectors: Float[np.ndarray, "M E"], width: int, similarity: str) -> Float[np.ndarray, "Q E"]:
-    """At most a thousand of the vectors, always the same."""
-    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
+def drawn_queries(
+    vectors: Float[np.ndarray, "M E"], width: int, similarity: str, most: int = QUERIES
+) -> Float[np.ndarray, "Q E"]:
+    """At most so many of the vectors, always the same."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:most])
     return as_queries(vectors[rows], width, similarity)
 
 

@@ -63,6 +63,7 @@ class Choice:
         on_disk: whether its clusters are made and kept on disk, for they don't fit into memory.
         reason: why this one, in a few words.
         tunes: whether how widely it searches (``ef_search``, ``probes``) is still to be found by trying.
+        notes: of settings that can't be what was asked for, by name: what was asked for, and why not.
     """
 
     kind: str
@@ -71,9 +72,11 @@ class Choice:
     on_disk: bool
     reason: str
     tunes: bool
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        settings = "".join(f" {name}={value}" for name, value in self.settings.items())
+        noted = {name: f" ({note})" for name, note in self.notes.items()}
+        settings = "".join(f" {name}={value}{noted.get(name, '')}" for name, value in self.settings.items())
         place = ", clusters on disk" if self.on_disk else ""
         return f"{self.kind}{settings}, about {readable(self.size)}{place} ({self.reason})"
 
@@ -94,12 +97,13 @@ def choose(count: int, width: int, memory_bytes: int, asked: Asked) -> Choice:
     settings = {**chosen, **asked.settings}
     if kind == "ivf_pq":
         settings = _lowered(settings, count, width)
+    notes = _notes(settings, asked.settings, count, width)
     size = _size(kind, count, width, settings)
     on_disk = kind == "ivf_pq" and size > memory_bytes
     if size > memory_bytes and not on_disk:
         reason += f", more than the budget of {readable(memory_bytes)}"
     tunes = {"flat": "", "hnsw": "ef_search", "ivf_pq": "probes"}[kind] not in {"", *asked.settings}
-    return Choice(kind, settings, size, on_disk, reason, tunes)
+    return Choice(kind, settings, size, on_disk, reason, tunes, notes)
 
 
 def _kind(count: int, width: int, memory_bytes: int) -> tuple[str, str]:
@@ -129,6 +133,20 @@ def _lowered(settings: Mapping[str, int], count: int, width: int) -> dict[str, i
     codes = max(d for d in range(1, min(settings["codes"], width) + 1) if width % d == 0)
     bits = max(1, min(settings["bits"], int(math.log2(max(count, 1)))))
     return {**settings, "lists": lists, "probes": min(settings["probes"], lists), "codes": codes, "bits": bits}
+
+
+def _notes(settings: Mapping[str, int], asked: Mapping[str, int], count: int, width: int) -> dict[str, str]:
+    """What was asked for and can't be, and why not."""
+    lists = settings.get("lists", 0)
+    clusters = "1 cluster" if lists == 1 else f"{lists:,} clusters"
+    why = {
+        "lists": f"{count:,} vectors are enough for {clusters}, {_LEAST_PER_LIST} for each",
+        "probes": f"there is only {clusters}" if lists == 1 else f"there are only {clusters}",
+        "codes": f"it must divide the width of {width:,}",
+        "bits": f"{count:,} vectors are too few for more",
+    }
+    lowered = {name: value for name, value in asked.items() if settings[name] != value}
+    return {name: f"{value} asked for; {why[name]}" for name, value in lowered.items()}
 
 
 def _codes(count: int, width: int, settings: Mapping[str, int], memory_bytes: int) -> int:

@@ -6,6 +6,7 @@ next one to open the index gives the files their names. Whoever does that holds 
 reader might take hold of what the next change is writing.
 """
 
+import errno
 import hashlib
 import os
 import time
@@ -21,7 +22,7 @@ from xmodal.search.manifest import NAME, UNFINISHED, Manifest, read_manifest
 
 LEFTOVERS = (f"*{UNFINISHED}", f"*{UNFINISHED}.part*", f".{NAME}.*.part")  # of a process that was killed
 _TRIES, _PAUSE = 50, 0.1  # seconds between looks at an index that is being changed: its files are renamed in a moment
-_AGAIN = "Build the index again (xmodal index RUN --output …), or copy it again from where it is whole."
+_AGAIN = "Build the index again (xmodal index RUN --output … --overwrite), or copy it again from where it is whole."
 
 
 class Change:
@@ -67,8 +68,11 @@ class Change:
 
 
 @contextmanager
-def change_of(folder: Path) -> Iterator[Change]:
+def change_of(folder: Path, is_of_new: bool = True) -> Iterator[Change]:
     """Write to an index, alone; what is not committed when the block ends is removed.
+
+    Args:
+        is_of_new: whether it is a new index, which could be somewhere else as well.
 
     Raises:
         DataError: the folder can't be written to, or the disk is full.
@@ -85,13 +89,21 @@ def change_of(folder: Path) -> Iterator[Change]:
                 change.discard()
     except OSError as error:
         raise DataError(
-            f"The index can't be written to {folder} ({error}). Make room, or choose another: --output."
+            f"The index can't be written to {folder} ({error}). {_advice(folder, error, is_of_new)}"
         ) from error
     finally:
         if is_new and not (folder / NAME).exists():
             with suppress(OSError):  # others wrote there too, or it could not be made
                 (folder / f"{NAME}.lock").unlink(missing_ok=True)
                 folder.rmdir()
+
+
+def _advice(folder: Path, error: OSError, is_of_new: bool) -> str:
+    if is_of_new:
+        return "Make room, or choose another: --output."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Make it writable (chmod -R u+w {folder}), or copy the folder and change the copy."
+    return "Make room, or copy the folder to where there is room and change the copy."
 
 
 def verified(folder: Path) -> Manifest:

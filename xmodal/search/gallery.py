@@ -40,6 +40,8 @@ class NumberedGallery:
         self._gpu: Any = None
         self._gpu_memory: Any = None
         self._one_at_a_time = Lock()  # of searches on the GPU, which FAISS allows one of
+        graph = self._inner.hnsw if isinstance(self._inner, faiss.IndexHNSW) else None
+        self._most_as_it_is = math.inf if graph is None else graph.efSearch  # K; a graph finds no more than it looks at
         self._note_numbers()
 
     def __len__(self) -> int:
@@ -64,8 +66,8 @@ class NumberedGallery:
     ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
         """The ``K = min(k, N)`` closest vectors of each query, best first: their scores and their numbers.
 
-        A score is the cosine, the dot product or the negative Euclidean distance. Where fewer are found, the rest has
-        the number −1 and the score −inf.
+        A score is the cosine, the dot product or the negative Euclidean distance. Where the clusters (IVF) that are
+        searched hold fewer, the rest has the number −1 and the score −inf.
 
         Args:
             queries: as ``as_queries`` gives them.
@@ -80,7 +82,19 @@ class NumberedGallery:
         if self.similarity == "euclidean":
             values = -np.sqrt(np.maximum(values, 0.0))
         if numbers.size and numbers[:, -1].min() < 0:  # what is absent comes last
+            if among is None and self.kind == "hnsw":
+                return self._exact_where_missing(queries, k, values, numbers)
             values = np.where(numbers < 0, np.float32(-np.inf), values)
+        return values, numbers
+
+    def _exact_where_missing(
+        self, queries: np.ndarray, k: int, values: np.ndarray, numbers: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a graph found, and the result of comparing all vectors where too little of it was within reach."""
+        short = numbers[:, -1] < 0
+        distances, rows = faiss.downcast_index(self._inner.storage).search(queries[short], k)
+        values[short] = -np.sqrt(np.maximum(distances, 0.0)) if self.similarity == "euclidean" else distances
+        numbers[short] = self._numbered(rows)
         return values, numbers
 
     def _search_all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +102,10 @@ class NumberedGallery:
         if self._numbers is None:
             values, numbers = self.index.search(queries, k)
             return values, numbers
-        if self._gpu is None or k > _MOST_ON_GPU:
+        if k > self._most_as_it_is:
+            wide = faiss.SearchParametersHNSW(efSearch=max(k, self._inner.hnsw.efSearch))
+            values, rows = self._inner.search(queries, k, params=wide)
+        elif self._gpu is None or k > _MOST_ON_GPU:
             values, rows = self._inner.search(queries, k)
         else:
             with self._one_at_a_time:
@@ -128,6 +145,19 @@ class NumberedGallery:
         if not self.is_exact:
             raise FeatureError(f"An index of the kind {self.kind} holds codes of vectors, not the vectors.")
         return np.stack([self.index.reconstruct(int(number)) for number in numbers])
+
+    @property
+    def held(self) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"]]:
+        """All vectors, where they lie in memory until the gallery changes, and their numbers, in ascending order.
+
+        Raises:
+            FeatureError: the index holds codes.
+        """
+        if not self.is_exact:
+            raise FeatureError(f"An index of the kind {self.kind} holds codes of vectors, not the vectors.")
+        exact = faiss.downcast_index(self._inner.storage) if self.kind == "hnsw" else self._inner
+        rows = faiss.rev_swig_ptr(exact.get_xb(), len(self) * self.width).reshape(len(self), self.width)
+        return rows, self._numbers_at(0, len(self))
 
     def count_better(
         self, query: Float[np.ndarray, "E"], numbers: Int[np.ndarray, "n"], among: Int[np.ndarray, "m"] | None = None

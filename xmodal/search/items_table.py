@@ -37,7 +37,7 @@ class Item:
         image_number: of its vector; None where photos are not in the index.
         captions, caption_numbers: all of them, in order; the numbers are of the vectors (none where captions are not
             in the index).
-        split: ``train``, ``val`` …
+        split: ``train``, ``val``, ``test`` or what else the data set calls it; ``own`` for items of no data set.
     """
 
     id: str
@@ -122,6 +122,11 @@ class IndexedItems:
         """All ids, in the order of the table."""
         found: list[str] = self.table["id"].to_pylist()
         return found
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that items are of, in the order of the table."""
+        return tuple(pc.unique(self.table["split"]).to_pylist())
 
     def item(self, item_id: str) -> Item:
         """The item of an id; raises KeyError."""

@@ -24,7 +24,7 @@ from xmodal.experiment.opened_run import SavedRun
 from xmodal.features.disk_space import readable
 from xmodal.models.checkpoint import model_digest
 from xmodal.search.building import RecallMeasure, build_gallery, drawn_queries, tuned, vectors_file
-from xmodal.search.choice import Asked, choose
+from xmodal.search.choice import GOOD_RECALL, Asked, choose
 from xmodal.search.correction import Correction, read_corrections, write_corrections
 from xmodal.search.folder import Change
 from xmodal.search.gallery import NumberedGallery, as_queries, clusters_beside, read_gallery
@@ -34,6 +34,7 @@ from xmodal.search.sources import Source
 
 log = logging.getLogger(__name__)
 
+_ASKED_AGAIN = 200  # most queries that recall is measured with after a change, which is to be quick
 _NONE: Mapping[Target, int] = {"images": 0, "captions": 0}
 
 
@@ -92,7 +93,8 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) 
     """The index with the items of a source behind its own; what was in it keeps its ids and numbers.
 
     Raises:
-        ConfigError: items of a side that the index does not have, ids that it has already, clusters on disk.
+        ConfigError: items of a side that the index does not have, ids that it has already, clusters on disk, codes
+            that were learned from too few.
         FeatureError: embeddings of another width.
     """
     items = IndexedItems.read(folder / ITEMS)
@@ -102,9 +104,10 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) 
         raise ConfigError(f"Ids that the index has already, {name_some(taken)}. Remove these items first: --remove ID")
     root, old_items, new_items = _below_one_root(manifest, items, source, new)
     corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
-    sides = dict(manifest.sides)
+    sides, galleries = dict(manifest.sides), {}
     for target in (one for one in TARGETS if len(source.rows.get(one, ()))):
-        gallery = _opened_for_change(folder, manifest, target)
+        require_room(manifest, target, len(source.rows[target]))
+        gallery = galleries[target] = _opened_for_change(folder, manifest, target)
         vectors = np.concatenate([batch.cpu().numpy() for batch in _shown(source, target)])
         queries = as_queries(vectors, gallery.width, gallery.similarity)
         numbers = np.arange(first[target], first[target] + len(queries))
@@ -113,9 +116,10 @@ def add_items(change: Change, folder: Path, manifest: Manifest, source: Source) 
             corrections[target] = corrections[target].with_vectors(queries, numbers, gallery.similarity)
         sides[target] = replace(sides[target], count=len(gallery), next_number=first[target] + len(queries))
         _write_changed(change, target, gallery, corrections)
-    old_items.joined(new_items).write(change.path(ITEMS))
-    splits = tuple(dict.fromkeys([*manifest.splits, *source.splits]))
-    changed = replace(manifest, sides=sides, splits=splits, root=str(root))
+    sides |= _with_recall(folder, manifest, sides, galleries)
+    joined = old_items.joined(new_items)
+    joined.write(change.path(ITEMS))
+    changed = replace(manifest, sides=sides, splits=joined.splits, root=str(root))
     return _commit(change, manifest, changed, corrections)
 
 
@@ -129,25 +133,28 @@ def remove_items(change: Change, folder: Path, manifest: Manifest, ids: Sequence
     if unknown := [one for one in ids if one not in items]:
         raise ConfigError(
             f"Ids that the index does not have, {name_some(unknown)}.{did_you_mean(unknown[0], items.ids)} Its ids "
-            f"look like {', '.join(items.ids[:3])}."
+            f"look like {', '.join(items.ids[:3])}; xmodal search {folder} 'a sentence' --json shows those of what it "
+            f"finds, and the column id of {folder / ITEMS} all."
         )
     gone = [items.item(one) for one in dict.fromkeys(ids)]
     if len(gone) == len(items):
         raise ConfigError("These are all items of the index: nothing would be left. Delete its folder instead.")
     corrections = read_corrections(folder / BANK) if BANK in manifest.files else {}
-    sides = dict(manifest.sides)
+    sides, galleries = dict(manifest.sides), {}
     for target in manifest.sides:
         numbers = _numbers_of(gone, target)
         if not len(numbers):
             continue
-        gallery = _opened_for_change(folder, manifest, target)
+        gallery = galleries[target] = _opened_for_change(folder, manifest, target)
         if len(numbers) == len(gallery):
             raise ConfigError(f"All {target} of the index would be gone. Build an index without them instead.")
         gallery.remove(numbers)
         sides[target] = replace(sides[target], count=len(gallery))
         _write_changed(change, target, gallery, corrections)
-    items.without([one.id for one in gone]).write(change.path(ITEMS))
-    return _commit(change, manifest, replace(manifest, sides=sides), corrections)
+    sides |= _with_recall(folder, manifest, sides, galleries)
+    left = items.without([one.id for one in gone])
+    left.write(change.path(ITEMS))
+    return _commit(change, manifest, replace(manifest, sides=sides, splits=left.splits), corrections)
 
 
 def _embedded(change: Change, source: Source, target: Target) -> Float[np.ndarray, "N E"]:
@@ -256,6 +263,72 @@ def require_changeable(manifest: Manifest, target: Target) -> None:
             f"The clusters of {target} lie on disk, as they did not fit into the memory that they were given: such an "
             "index is not changed, but built anew, with what it is to hold."
         )
+
+
+def require_room(manifest: Manifest, target: Target, count: int) -> None:
+    """Raise ConfigError where codes would be added to that were learned from less than what came after.
+
+    Codes fit what they were learned from. Up to as many new vectors, an index of clusters finds a few percent less than
+    one that is built anew; beyond, ever less.
+    """
+    side = manifest.sides[target]
+    # of codes, recall is measured when they are learned, and at no other time
+    learned_from, since = side.recall_count, side.next_number - side.recall_count
+    if side.index == "ivf_pq" and since + count > learned_from:
+        earlier = f", after {since:,} that were added earlier" if since else ""
+        raise ConfigError(
+            f"The codes of {target} (ivf_pq) were learned from {learned_from:,} vectors; {count:,} more{earlier}, are "
+            "too many for them to describe, and would be found badly. Build the index again with all items, and the "
+            "same --output: xmodal index RUN … --overwrite"
+        )
+
+
+def _with_recall(
+    folder: Path, manifest: Manifest, sides: Mapping[Target, Side], galleries: Mapping[Target, NumberedGallery]
+) -> dict[Target, Side]:
+    """Sides whose galleries have changed, with the recall that they have now; none where it can't be measured."""
+    found = {}
+    for target, gallery in galleries.items():
+        if gallery.is_exact:
+            found[target] = _measured(folder, sides, target, galleries, manifest.similarity)
+            continue
+        before, count = sides[target].recall, sides[target].recall_count
+        known = "" if before is None else f" It was {before:.2f} % over the {count:,} vectors that it was built of."
+        log.warning(
+            "%s: recall@10 of the changed index is not known, for it holds codes alone, which exact search is not made "
+            "with.%s Building it again measures it.",
+            target,
+            known,
+        )
+        found[target] = replace(sides[target], recall=None, recall_queries=0, recall_of="")
+    return found
+
+
+def _measured(
+    folder: Path,
+    sides: Mapping[Target, Side],
+    target: Target,
+    galleries: Mapping[Target, NumberedGallery],
+    similarity: str,
+) -> Side:
+    """A side with its recall, asked by the other one as when it was built, unless that holds codes."""
+    gallery = galleries[target]
+    asking: Target = next((one for one in sides if one != target and sides[one].index != "ivf_pq"), target)
+    asker = galleries[asking] if asking in galleries else read_gallery(folder / f"{asking}.faiss", similarity)
+    queries = drawn_queries(asker.held[0], gallery.width, similarity, _ASKED_AGAIN)
+    vectors, numbers = gallery.held
+    recall = RecallMeasure(vectors, queries, similarity, numbers)(gallery)
+    said = "%s: recall@10 against exact search now %.2f %% over %d %s"
+    log.info(said, target, recall.percent, recall.queries, asking)
+    if recall.percent < GOOD_RECALL:
+        log.warning("%s: less than %.0f %%. Building the index again finds better settings.", target, GOOD_RECALL)
+    return replace(
+        sides[target],
+        recall=recall.percent,
+        recall_queries=recall.queries,
+        recall_of=asking,
+        recall_count=len(gallery),
+    )
 
 
 def _write_changed(

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xmodal.config.evaluation import ROLES, EvaluationOptions
 from xmodal.data.faults import Faults, name_some
-from xmodal.data.images import examine_images, listed_faults
+from xmodal.data.images import PHOTO_FORMATS, examine_images, listed_faults
 from xmodal.data.items import Caption, ImageItem, Items
 from xmodal.errors import DataError
 from xmodal.experiment.features import Dataset, features_of, load_dataset
@@ -137,26 +137,35 @@ def own_source(
     on_error: str = "error",
     bank_size: int = 0,
     known: Known = Known(),
+    admit: Callable[[Target, int], None] | None = None,
 ) -> Source:
     """Photos below a folder and sentences of a file, encoded as those that the model was trained on.
 
     Args:
-        on_error: ``error``, or ``skip`` photos that can't be decoded.
+        on_error: ``error``, or ``skip`` photos that can't be decoded or named.
         known: photos that are passed over, for the index has them already, and ids that are taken.
+        admit: raises where so many items of a side are not wanted; asked before any is encoded.
 
     Raises:
-        DataError: nothing there or nothing new, photos that can't be decoded or whose ids are taken, captions without a
-            word.
+        DataError: nothing there or nothing new, photos that can't be decoded, whose names are not UTF-8 or whose ids
+            are taken, captions without a word.
         FeatureError: the run's features were precomputed, by an encoder that it does not name.
     """
-    found = _images_below(images) if images is not None else []
+    below = _images_below(images) if images is not None else []
+    found = [path for path in below if _is_utf8(path)]
+    faults = {path: "has a name that is not in UTF-8" for path in below if not _is_utf8(path)}
     sentences = read_captions(captions) if captions is not None else []
-    name = (images or captions or Path("own")).resolve().stem
-    items = Items(name, *_own_items(images, found, sentences, known), {"test": (OWN,)})
-    dataset = _examined(saved, items, on_error)
+    name = _readable((images or captions or Path("own")).resolve().stem)
+    if faults and not found:
+        raise DataError(f"None of the {len(below)} photos can be used:\n{_listed(faults)}\nRename them.")
+    items = Items(name, *_own_items(images, found, sentences, known), {})  # of no role
+    dataset = _examined(saved, items, faults, on_error)
     photos = np.flatnonzero([image.path is not None for image in dataset.used.images]).astype(np.int64)
     rows: dict[Target, np.ndarray] = {"images": photos, "captions": np.arange(len(dataset.used.captions))}
     rows = {target: there for target, there in rows.items() if len(there)}
+    for target, there in rows.items():
+        if admit is not None:
+            admit(target, len(there))
     run = _opened(saved, dataset, [target for target in TARGETS if target in rows])
     bank = split_source(saved, "train", bank_size).bank if bank_size else {}
     return Source(name, run, (OWN,), rows, root_of([image.path for image in dataset.used.images]), bank)
@@ -202,10 +211,11 @@ def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: --images takes a folder of photos.")
     folder = folder.resolve()  # the same photos are the same, however the folder is typed
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in PHOTO_FORMATS}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not found:
-        raise DataError(f"{folder} holds no photo (files such as .jpg or .png, in folders within it too).")
+        formats = ", ".join(PHOTO_FORMATS)
+        raise DataError(f"{folder} holds no photo ({formats}; files such as .jpg or .png, in folders within it too).")
     inside = [path for path in found if path.resolve().is_relative_to(folder)]
     if not inside:
         raise DataError(f"{folder} holds links alone that lead out of it, such as {found[0]}: name the folder itself.")
@@ -240,26 +250,36 @@ def _own_items(
     return tuple(images), tuple(captions)
 
 
-def _examined(saved: SavedRun, items: Items, on_error: str) -> Dataset:
-    """The items whose photos are good; an error, or a warning, for the others."""
+def _examined(saved: SavedRun, items: Items, faults: Mapping[Path, str], on_error: str) -> Dataset:
+    """The items whose photos are good; an error, or a warning, for the others and for those that have ``faults``."""
     photos = [image.path for image in items.images if image.path is not None]
-    memo = Path(saved.cfg.paths.cache_dir) / "images.jsonl"
-    found = examine_images(photos, memo)
-    if found.faults and on_error == "error":
+    found = examine_images(photos, Path(saved.cfg.paths.cache_dir) / "images.jsonl")
+    faults, count = {**faults, **found.faults}, len(photos) + len(faults)
+    if faults and on_error == "error":
         raise DataError(
-            f"{len(found.faults)} of {len(photos)} photos can't be used:\n{_listed(found.faults)}\n"
-            "Fetch them again or take them away; or leave them out: --on-error skip"
+            f"{len(faults)} of {count} photos can't be used:\n{_listed(faults)}\n"
+            "Fetch them again, rename them, or take them away; or leave them out: --on-error skip"
         )
-    if not found.digests and photos:
-        raise DataError(f"None of the photos can be decoded:\n{_listed(found.faults)}")
-    if found.faults:
-        log.warning("Left out, %d of %d photos:\n%s", len(found.faults), len(photos), _listed(found.faults))
+    if photos and not found.digests:
+        raise DataError(f"None of the photos can be used:\n{_listed(faults)}")
+    if faults:
+        log.warning("Left out, %d of %d photos:\n%s", len(faults), count, _listed(faults))
     used = items.without(str(image.image_id) for image in items.images if image.path in found.faults)
     return Dataset(items, used, found.digests)
 
 
 def _listed(faults: Mapping[Path, str]) -> str:
-    return listed_faults((str(path), fault) for path, fault in faults.items())
+    return listed_faults((_readable(str(path)), fault) for path, fault in faults.items())
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a path can be written to the files of an index."""
+    return _readable(str(path)) == str(path)
+
+
+def _readable(name: str) -> str:
+    """A name with a backslash before the bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _opened(saved: SavedRun, dataset: Dataset, wanted: Sequence[Target]) -> OpenedRun:
