@@ -21,7 +21,7 @@ from xmodal.search.engine import SearchEngine
 
 
 def ids(shown: str) -> list[str]:
-    return re.findall(r'data-ask="item" data-item="([^"]*)"(?: data-caption="\d+")? data-number', shown)
+    return re.findall(r'data-ask="item" data-item="([^"]*)" data-of="\d"(?: data-caption="\d+")? data-number', shown)
 
 
 def said(shown: str) -> str:

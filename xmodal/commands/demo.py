@@ -48,7 +48,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _serve(parsed: argparse.Namespace, opened: Any) -> None:
-    from xmodal.demo.collection import Collection
+    from xmodal.demo.collection import side_by_side
     from xmodal.demo.server import application, folder_of_uploads, server
     from xmodal.search.engine import SearchEngine
 
@@ -59,7 +59,7 @@ def _serve(parsed: argparse.Namespace, opened: Any) -> None:
         SearchEngine.open(folder, device=parsed.device, memory_gb=parsed.memory_gb, **settings)
         for folder in parsed.index
     ]
-    collections = [Collection(engine) for engine in engines]
+    collections = side_by_side(engines)
     for collection in collections:
         collection.warm_up()
     with folder_of_uploads() as folder:
