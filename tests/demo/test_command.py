@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from xmodal.cli import main
 
@@ -25,6 +26,20 @@ def test_what_is_wrong_is_said_all_at_once(capsys: pytest.CaptureFixture[str]) -
     assert "--port must be between 0 and 65535, found 70000" in told
     assert "--sharing" in told
     assert "--root" in said(capsys, "a", "b", "--root", "x")
+
+
+@pytest.mark.parametrize("memory", ["nan", "-1", "0", "inf"])
+def test_memory_that_is_no_amount(capsys: pytest.CaptureFixture[str], memory: str) -> None:
+    assert f"--memory-gb must be a number above 0, found {float(memory)}" in said(capsys, "a", f"--memory-gb={memory}")
+
+
+def test_devices_that_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio")
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "a", "--device=foo"])
+    assert "invalid choice: 'foo'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert "--device cuda: torch sees no GPU here" in said(capsys, "a", "--port=0", "--device=cuda")
 
 
 def test_without_gradio(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

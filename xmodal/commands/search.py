@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xmodal.commands.options import unknown
+from xmodal.commands.options import memory_faults, unknown
 from xmodal.config import evaluation
 from xmodal.errors import ConfigError, DataError
 
@@ -87,8 +86,7 @@ def _faults(parsed: argparse.Namespace, sentences: Sequence[str]) -> list[str]:
     faults = []
     if parsed.k < 1:
         faults.append(f"-k must be at least 1, found {parsed.k}.")
-    if parsed.memory_gb is not None and not 0 < parsed.memory_gb < math.inf:
-        faults.append(f"--memory-gb must be a number above 0, found {parsed.memory_gb}.")
+    faults += memory_faults(parsed.memory_gb)
     faults += [f"There is no photo {image}." for image in parsed.image if not image.is_file()]
     faults += [f"Sentence {n} is empty." for n, text in enumerate(sentences, 1) if not text.strip()]
     if parsed.json not in (None, STDIN) and not Path(parsed.json).absolute().parent.is_dir():
