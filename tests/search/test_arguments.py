@@ -32,7 +32,7 @@ def test_one_query_is_no_list_of_them() -> None:
 def test_a_sentence_alone_is_not_taken_as_letters(engine: SearchEngine) -> None:
     with pytest.raises(ConfigError, match=r"Pass \['two words'\]"):
         engine.search_text("two words", 2)
-    with pytest.raises(ConfigError, match=r"Pass \['a.jpg'\\]"):
+    with pytest.raises(ConfigError, match=r"Pass \['a\.jpg'\]"):
         engine.search_image("a.jpg", 2)
 
 
