@@ -3,9 +3,11 @@
 import argparse
 import importlib.util
 import logging
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from xmodal.commands.options import memory_faults, unknown
 from xmodal.config import evaluation
@@ -65,9 +67,23 @@ def _serve(parsed: argparse.Namespace, opened: Any) -> None:
     collections = side_by_side(engines)
     for collection in collections:
         collection.warm_up()
-    with folder_of_uploads() as folder:
+    with _ended_by_sigterm(), folder_of_uploads() as folder:
         app = application(collections, folder)
         server(app).run(sockets=[opened])
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the program as an exception does, so that what was sent is removed."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _faults(parsed: argparse.Namespace) -> list[str]:
