@@ -91,11 +91,11 @@ Serve = Callable[..., AbstractContextManager[str]]
 @contextlib.contextmanager
 def serving(*engines: SearchEngine) -> Iterator[str]:
     """The page of these indexes, on a free port of this machine; its address."""
-    from xmodal.demo.collection import Collection
+    from xmodal.demo.collection import side_by_side
     from xmodal.demo.server import address, application, bound, folder_of_uploads, server
 
     with bound("127.0.0.1", 0) as opened, folder_of_uploads() as sent:
-        made = server(application([Collection(one) for one in engines], sent))
+        made = server(application(side_by_side(engines), sent))
         thread = threading.Thread(target=made.run, kwargs={"sockets": [opened]})
         thread.start()
         try:

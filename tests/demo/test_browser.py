@@ -303,6 +303,7 @@ def test_two_runs_side_by_side(serve: Any, open_page: Open, engine: SearchEngine
         picture(page, "two")
         page.locator(HIT).last.click()
         page.wait_for_selector(".captions")
+        assert "&of=1&" in page.url  # an item of the second index
         picture(page, "two-captions")
         narrow = open_page(page.url, **PHONE)
         assert fits(narrow)

@@ -21,6 +21,7 @@ def read(address: str, **settings: Any) -> Query:
         Query(text="a dog", target="captions", split="val", k=3),
         Query(item="photos/a b&c.jpg", target="captions"),
         Query(item="7", caption=2, target="images", split="test"),
+        Query(item="a.jpg", of=1, target="captions"),
         Query(k=MOST),
     ],
 )
@@ -50,6 +51,8 @@ def test_what_is_no_number_is_the_usual_one(k: object) -> None:
 
 
 def test_nonsense_is_taken_as_not_said() -> None:
-    query = read("?q=" + "x" * 9000 + "&find=everything&split=secret&caption=9&__theme=dark")
+    query = read("?q=" + "x" * 9000 + "&find=everything&split=secret&caption=9&of=1&__theme=dark")
     assert (len(query.text), query.target, query.split, query.caption) == (2000, "images", "all", None)
+    assert query.of == 0
+    assert (read("?item=7&of=-1").of, read("?item=7&of=x").of) == (0, 0)
     assert read("").is_empty

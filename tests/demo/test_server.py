@@ -21,7 +21,7 @@ from xmodal.search.engine import SearchEngine
 
 
 def ids(shown: str) -> list[str]:
-    return re.findall(r'data-ask="item" data-item="([^"]*)"(?: data-caption="\d+")? data-number', shown)
+    return re.findall(r'data-ask="item" data-item="([^"]*)" data-of="\d"(?: data-caption="\d+")? data-number', shown)
 
 
 def said(shown: str) -> str:
@@ -136,7 +136,7 @@ def test_photos_of_other_kinds(site: str, visit: Any, engine: SearchEngine, lear
 @pytest.mark.parametrize(
     ("content", "name", "expected"),
     [
-        (png_that_claims(30_000, 30_000), "bomb.png", "exceeds limit"),
+        (png_that_claims(30_000, 30_000), "bomb.png", "has far more than the 50 million pixels that are taken"),
         (png_that_claims(9_000, 9_000), "large.png", "has 9,000 × 9,000 pixels, more than the 50 million"),
         (b"This is a text.", "text.jpg", "no image in a known format"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "a.svg", "no image in a known"),
@@ -368,6 +368,17 @@ def test_a_port_that_is_taken_is_told_of(site: str) -> None:
         bound("127.0.0.1", port)
     with pytest.raises(ConfigError, match=r"203\.0\.113\.7"):
         bound("203.0.113.7", 0)
+
+
+def test_a_port_is_claimed_before_it_is_served() -> None:
+    """Two that start at once: both load their models first, and only then serve."""
+    from xmodal.demo.server import bound
+
+    with bound("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} \(.*in use\)"):
+            bound("127.0.0.1", port)
+    bound("127.0.0.1", port).close()
 
 
 def test_an_event_is_private_to_its_session(site: str, visit: Any) -> None:

@@ -81,6 +81,16 @@ def test_captions_without_photos_are_no_fault(flickr8k: Path, look: Seen) -> Non
     assert str(flickr8k / "images") in photos.advice
 
 
+def test_photos_are_needed_by_a_run_that_was_described_and_encodes_them(
+    flickr8k: Path, look: Seen, tmp_path: Path
+) -> None:
+    photos = look("flickr8k", "image_encoder=timm", "data.image_folder=zzz", is_needed=True)[1]
+    assert (photos.mark, photos.found) == ("missing", "none, and the image encoder reads photos")
+    assert str(flickr8k / "zzz") in photos.advice
+    given = ("image_encoder=precomputed", f"image_encoder.path={tmp_path}/x.npy", "data.image_folder=zzz")
+    assert look("flickr8k", *given, is_needed=True)[1].mark == "optional"
+
+
 def test_a_table_is_read_where_it_is_named(tmp_path: Path, look: Seen) -> None:
     table = tmp_path / "captions.csv"
     table.write_text("image,caption,split\na.jpg,a dog,train\nb.jpg,a cat,val\n")
@@ -102,6 +112,9 @@ def test_the_folder_is_missing_only_where_somebody_named_it(tmp_path: Path) -> N
     (unstated,), (stated,) = folder(tmp_path / "no", is_stated=False), folder(tmp_path / "no", is_stated=True)
     assert (unstated.mark, stated.mark) == ("optional", "missing")
     assert "export XMODAL_DATA=" in stated.advice
+    (tmp_path / "file").touch()
+    (file,) = folder(tmp_path / "file", is_stated=True)
+    assert (file.mark, file.found) == ("fault", f"{tmp_path}/file is a file, no folder")
     (tmp_path / "here").mkdir()
     (found,) = folder(tmp_path, is_stated=True)
     assert found.found == f"{tmp_path} holds here"

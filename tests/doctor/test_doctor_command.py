@@ -45,6 +45,13 @@ def test_json_alone_is_printed_and_nothing_is_written(run: Run, flickr8k: Path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_run_that_can_not_start_is_not_told_that_all_is_here(run: Run, flickr8k: Path) -> None:
+    words = ("--data-dir", str(flickr8k.parent), "data=flickr8k", "image_encoder=clip", "data.image_folder=zzz")
+    code, out, _ = run(*words)
+    assert code == 1
+    assert "data=flickr8k photos" in out.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -98,6 +105,7 @@ def test_with_a_broken_faiss_all_other_lines_are_there(flickr8k: Path, tmp_path:
         "name": "vgg16-397923af.pth",
         "folder": f"{tmp_path}/torch/hub/checkpoints",
         "cached": False,
+        "needed": True,
     }
 
 

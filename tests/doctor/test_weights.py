@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from xmodal.config.command_line import compose
 from xmodal.doctor.finding import Finding
+from xmodal.doctor.report import summary
 from xmodal.doctor.weights import encoder, hub_cache, options, torch_cache
 
 Cached = Callable[..., Path]
@@ -101,3 +102,20 @@ def test_a_path_that_is_not_there_is_missing(tmp_path: Path) -> None:
     assert str(weights) in found.found
     weights.touch()
     assert line("image_encoder", "vgg", *overrides).found == f"weights={weights}"
+
+
+@pytest.mark.usefixtures("hub")
+def test_weights_of_a_run_that_was_described_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose(["data=flickr8k", "image_encoder=clip", "text_encoder=clip"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    (fetched,) = encoder(cfg, "image_encoder", "clip", is_run_meant=True)
+    assert (fetched.mark, fetched.values["needed"]) == ("warning", True)
+    assert summary({"weights": [fetched]}) == (
+        "Nothing is at fault, but weights have to be fetched before a run: image_encoder=clip. 1 warning."
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (missing,) = encoder(cfg, "text_encoder", "clip", is_run_meant=True)
+    assert missing.mark == "missing"
+    assert next(iter(encoder(cfg, "text_encoder", "bert", is_run_meant=True))).mark == "optional"  # another is named
+    random = compose(["data=flickr8k", "text_encoder=bert", "text_encoder.weights=null"])
+    assert next(iter(encoder(random, "text_encoder", "bert", is_run_meant=True))).mark == "optional"

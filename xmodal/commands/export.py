@@ -9,7 +9,7 @@ from typing import Any
 
 from xmodal.commands.options import unknown
 from xmodal.errors import ConfigError
-from xmodal.export.destination import complete_export, destination_faults
+from xmodal.export.destination import complete_export, destination_faults, losses, run_of
 
 _LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -26,6 +26,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--safetensors", type=Path, metavar="DIR", help="folder for all parameters and the configuration"
     )
+    command.add_argument(
+        "--overwrite", action="store_true", help="also replace an export of another run, or of the other kind"
+    )
     command.set_defaults(run=run, parser=command, interrupted="Nothing was written; an earlier export stays.")
 
 
@@ -38,15 +41,17 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     from xmodal.models import checkpoint
 
     file = checkpoint_of(parsed.place)
+    if not parsed.overwrite and (faults := _losses(parsed.onnx, parsed.safetensors, run_of(file))):
+        raise ConfigError(faults)
     content = checkpoint.read(file)
     with ExitStack() as folders:
         if parsed.safetensors is not None:
-            write_safetensors(content, folders.enter_context(complete_export(parsed.safetensors)))
+            write_safetensors(content, file, folders.enter_context(complete_export(parsed.safetensors)))
         if parsed.onnx is not None:
             from xmodal.export.onnx_folder import write_onnx
 
             model = checkpoint.model_of(content)
-            write_onnx(model, file.name, folders.enter_context(complete_export(parsed.onnx)), print)
+            write_onnx(model, file, folders.enter_context(complete_export(parsed.onnx)), print)
     for folder in (parsed.onnx, parsed.safetensors):
         if folder is not None:
             print(f"Export: {folder}")
@@ -67,3 +72,8 @@ def _faults(onnx: Path | None, safetensors: Path | None) -> list[str]:
             f"--onnx needs {' and '.join(missing)}, not installed here: pip install -c constraints.txt -e '.[export]'"
         )
     return faults
+
+
+def _losses(onnx: Path | None, safetensors: Path | None, run: str) -> list[str]:
+    given = (("onnx", onnx), ("safetensors", safetensors))
+    return [fault for kind, folder in given if folder is not None for fault in losses(f"--{kind}", folder, kind, run)]

@@ -1,14 +1,13 @@
 """`xmodal search`: photos for sentences and captions for photos, out of a saved index."""
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xmodal.commands.options import unknown
+from xmodal.commands.options import memory_faults, unknown
+from xmodal.commands.output import as_json_text, print_text
 from xmodal.config import evaluation
 from xmodal.errors import ConfigError, DataError
 
@@ -66,7 +65,7 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     from xmodal.experiment.evaluation import chosen_device
     from xmodal.search.engine import SearchEngine
-    from xmodal.search.results import Asking, answers, as_json, print_answers
+    from xmodal.search.results import Asking, answers, as_json, as_tables
 
     chosen_device(parsed.device)
     engine = SearchEngine.open(
@@ -75,11 +74,11 @@ def run(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     asking = Asking(parsed.k, parsed.target, parsed.split, False if parsed.no_correction else None)
     found = answers(engine, texts, parsed.image, asking)
     if parsed.json is None:
-        print_answers(found)
+        print_text(as_tables(found))
     elif parsed.json == STDIN:
-        print(json.dumps(as_json(engine, found), indent=2, ensure_ascii=False))
+        print_text(as_json_text(as_json(engine, found), sys.stdout.encoding or "utf-8"))
     else:
-        _write(Path(parsed.json), json.dumps(as_json(engine, found), indent=2, ensure_ascii=False) + "\n")
+        _write(Path(parsed.json), as_json_text(as_json(engine, found)))
     return 0
 
 
@@ -87,10 +86,14 @@ def _faults(parsed: argparse.Namespace, sentences: Sequence[str]) -> list[str]:
     faults = []
     if parsed.k < 1:
         faults.append(f"-k must be at least 1, found {parsed.k}.")
-    if parsed.memory_gb is not None and not 0 < parsed.memory_gb < math.inf:
-        faults.append(f"--memory-gb must be a number above 0, found {parsed.memory_gb}.")
+    faults += memory_faults(parsed.memory_gb)
     faults += [f"There is no photo {image}." for image in parsed.image if not image.is_file()]
     faults += [f"Sentence {n} is empty." for n, text in enumerate(sentences, 1) if not text.strip()]
+    faults += [
+        f"Sentence {n} is not in UTF-8: {text!r}. Type it in UTF-8, or convert it: iconv -t UTF-8"
+        for n, text in enumerate(sentences, 1)
+        if not _is_unicode(text)
+    ]
     if parsed.json not in (None, STDIN) and not Path(parsed.json).absolute().parent.is_dir():
         faults.append(f"--json {parsed.json}: there is no folder {Path(parsed.json).absolute().parent}.")
     if parsed.json not in (None, STDIN) and Path(parsed.json).is_dir():
@@ -98,11 +101,16 @@ def _faults(parsed: argparse.Namespace, sentences: Sequence[str]) -> list[str]:
     return faults
 
 
+def _is_unicode(text: str) -> bool:
+    """Python keeps bytes of an argument that are no UTF-8 as halves of letters, which nothing can read."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _lines(queries: str | None) -> list[str]:
     if queries is None:
         return []
     try:
-        content = sys.stdin.read() if queries == STDIN else Path(queries).read_text(encoding="utf-8-sig")
+        content = _from_stdin() if queries == STDIN else Path(queries).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"--queries {queries} can't be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -111,6 +119,12 @@ def _lines(queries: str | None) -> list[str]:
     if not lines:
         raise DataError(f"--queries {queries}: expected a sentence in each line, found none.")
     return lines
+
+
+def _from_stdin() -> str:
+    """Strictly UTF-8, whatever the locale says; a program that calls this may have put another stream in its place."""
+    stream = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if stream is None else stream.read().decode("utf-8-sig")
 
 
 def _write(path: Path, content: str) -> None:

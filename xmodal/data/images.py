@@ -21,7 +21,7 @@ from xmodal.data.full_disk import told_where_full
 from xmodal.errors import DataError
 
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError)
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -171,6 +171,8 @@ def _decoded(
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return as_rgb(image)
+    except Image.DecompressionBombError as error:  # so large that PIL opens it no further than to its size
+        raise _UnusableError(_far_too_large(most_pixels)) from error
     except _UNREADABLE as error:
         raise _UnusableError(f"can't be decoded ({_reason(error)})") from error
 
@@ -178,6 +180,11 @@ def _decoded(
 def _too_large(image: Image.Image, most_pixels: int) -> str:
     size = f"{image.width:,} × {image.height:,} pixels"
     return f"has {size}, more than the {most_pixels / 1e6:,.0f} million that are taken"
+
+
+def _far_too_large(most_pixels: int | None) -> str:
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) if most_pixels is None else most_pixels
+    return f"has far more than the {most / 1e6:,.0f} million pixels that are taken"
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from xmodal.demo.collection import Collection
+from xmodal.demo.origin import Origin, origin_of
 from xmodal.demo.query import EVERYWHERE, Query
 from xmodal.errors import FeatureError, XmodalError
 from xmodal.search.engine import Hit
@@ -52,6 +53,7 @@ class Answer:
     Attributes:
         searched: how many vectors were.
         encoding: seconds; None where the embedding was at hand.
+        holds_item: whether the item of the query is in this index.
         is_corrected: for hubs, as the index can where it holds a query bank; ranks of what is right are not.
     """
 
@@ -61,6 +63,7 @@ class Answer:
     searching: float = 0.0
     truth: Truth | None = None
     fault: str = ""
+    holds_item: bool = False
     is_corrected: bool = False
 
 
@@ -70,12 +73,14 @@ class _Asked:
     seconds: float | None
 
 
-def answer(collection: Collection, place: int, query: Query) -> Answer:
+def answer(collections: Sequence[Collection], place: int, query: Query) -> Answer:
     """Search an index, the one in this place of the page, for a query that is not empty."""
+    collection = collections[place]
     if query.target not in collection.targets:
         return Answer(fault=f"This index holds no {query.target}.")
+    origin = origin_of(collections, query)
     try:
-        asked = _asked(collection, place, query)
+        asked = _asked(collection, place, query, origin)
         start = perf_counter()
         split = None if query.split == EVERYWHERE else query.split
         corrected = collection.engine.has_correction and query.is_photo == (query.target == "captions")
@@ -83,7 +88,7 @@ def answer(collection: Collection, place: int, query: Query) -> Answer:
             asked.vector[None], query.k, target=query.target, split=split, corrected=corrected
         )
         searching = perf_counter() - start
-        right, itself = known_numbers(collection, query)
+        right, itself = known_numbers(collection, query, origin)
         truth = _truth(collection, query, asked.vector, right)
     except XmodalError as fault:
         return Answer(fault=str(fault))
@@ -91,24 +96,24 @@ def answer(collection: Collection, place: int, query: Query) -> Answer:
         return Answer(fault=str(fault))
     found = _found(collection, query.target, hits, right, itself)
     searched = len(collection.numbers(query.target, query.split))
-    return Answer(found, searched, asked.seconds, searching, truth, is_corrected=corrected)
+    holds_item = origin is not None and origin.within(collection) is not None
+    return Answer(found, searched, asked.seconds, searching, truth, holds_item=holds_item, is_corrected=corrected)
 
 
 class _NotHereError(Exception):
     """Why an index knows nothing of a query."""
 
 
-def _asked(collection: Collection, place: int, query: Query) -> _Asked:
+def _asked(collection: Collection, place: int, query: Query, origin: Origin | None) -> _Asked:
     if query.upload is not None:
         if (vector := query.upload.vectors[place]) is None:
             raise _NotHereError(query.upload.faults[place])
         return _Asked(vector, query.upload.seconds[place])
     if query.item is None:
         return _of_texts(collection, query.text)
-    item = collection.item(query.item)
-    if item is None:
-        raise _NotHereError("This index has no such item.")
-    return _of_photo(collection, item) if query.caption is None else _of_caption(collection, item, query.caption)
+    if origin is None:
+        raise _NotHereError("There is no such item here.")
+    return _of_photo(collection, origin) if query.caption is None else _of_caption(collection, origin, query.caption)
 
 
 def _of_texts(collection: Collection, text: str) -> _Asked:
@@ -117,57 +122,66 @@ def _of_texts(collection: Collection, text: str) -> _Asked:
     return _Asked(vector, perf_counter() - start)
 
 
-def _of_photo(collection: Collection, item: Item) -> _Asked:
-    if item.image_number is not None:
+def _of_photo(collection: Collection, origin: Origin) -> _Asked:
+    """Of the vector that the index has of this very photo; else of the photo itself."""
+    item = origin.within(collection)
+    if item is not None and item.image_number is not None:
         try:
             return _Asked(collection.engine.vector("images", item.image_number), None)
         except FeatureError:  # an index of codes: the photo itself is encoded
             pass
-    path = collection.photo(item)
-    if path is None or not path.is_file():
-        raise _NotHereError("This index has no photo of this item.")
+    if origin.photo is None:
+        raise _NotHereError("There is no photo of this item.")
     start = perf_counter()
-    (vector,) = collection.engine.encode_images([path])
+    (vector,) = collection.engine.encode_images([origin.photo])
     return _Asked(vector, perf_counter() - start)
 
 
-def _of_caption(collection: Collection, item: Item, caption: int) -> _Asked:
-    if not 0 <= caption < len(item.captions):
-        raise _NotHereError(f"This item has {len(item.captions)} captions in this index.")
-    if item.caption_numbers:
+def _of_caption(collection: Collection, origin: Origin, place: int) -> _Asked:
+    """Of the vector that the index has of this very caption; else of its words."""
+    words = origin.caption(place)
+    if words is None:
+        raise _NotHereError(f"This item has {len(origin.item.captions)} captions.")
+    item = origin.within(collection)
+    if item is not None and item.caption_numbers:
         try:
-            return _Asked(collection.engine.vector("captions", item.caption_numbers[caption]), None)
+            return _Asked(collection.engine.vector("captions", item.caption_numbers[place]), None)
         except FeatureError:  # an index of codes: the words are encoded
             pass
-    return _of_texts(collection, item.captions[caption])
+    return _of_texts(collection, words)
 
 
-def text_of(collection: Collection, query: Query) -> str:
+def text_of(collections: Sequence[Collection], query: Query) -> str:
     """The sentence that a query is, or nothing."""
+    return _words(query, origin_of(collections, query))
+
+
+def _words(query: Query, origin: Origin | None) -> str:
     if query.item is None or query.caption is None:
         return query.text
-    item = collection.item(query.item)
-    return item.captions[query.caption] if item is not None and 0 <= query.caption < len(item.captions) else ""
+    return "" if origin is None else origin.caption(query.caption) or ""
 
 
-def known_numbers(collection: Collection, query: Query) -> tuple[list[int], list[int]]:
-    """Numbers of what is right for a query, and of what is the query itself."""
+def known_numbers(collection: Collection, query: Query, origin: Origin | None) -> tuple[list[int], list[int]]:
+    """Numbers of what is right for a query in an index, and of what is the query itself."""
     if query.upload is not None:
         return [], []
-    items = _items_of(collection, query)
+    items = _items_of(collection, query, origin)
     if query.target == "images":
         photos = [item.image_number for item in items if item.image_number is not None]
         return ([], photos) if query.is_photo else (photos, [])
     numbered = [pair for item in items for pair in zip(item.caption_numbers, item.captions, strict=False)]
-    said = folded(text_of(collection, query))
+    said = folded(_words(query, origin))
     right = [number for number, caption in numbered if query.is_photo or folded(caption) != said]
     return right, [] if query.is_photo else [number for number, caption in numbered if folded(caption) == said]
 
 
-def _items_of(collection: Collection, query: Query) -> list[Item]:
-    """Items that a query is, or is a caption of."""
-    ids = collection.items.with_caption(query.text) if query.item is None else [query.item]
-    return [item for one in ids if (item := collection.item(one)) is not None]
+def _items_of(collection: Collection, query: Query, origin: Origin | None) -> list[Item]:
+    """Items of an index that a query is, or is a caption of."""
+    if query.item is None:
+        return [collection.items.item(one) for one in collection.items.with_caption(query.text)]
+    item = None if origin is None else origin.within(collection)
+    return [] if item is None else [item]
 
 
 def _truth(collection: Collection, query: Query, vector: np.ndarray, right: Sequence[int]) -> Truth | None:

@@ -1,6 +1,7 @@
 """An opened index, and what a page often asks of it."""
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +20,18 @@ from xmodal.search.manifest import TARGETS, Target
 class Collection:
     """An index as the page knows it: never changed, shared by all who search.
 
+    Args:
+        name: as the page calls it; None: that of the run.
+
     Attributes:
         targets: sides that hold something.
         splits: names of its splits.
     """
 
-    def __init__(self, engine: SearchEngine) -> None:
+    def __init__(self, engine: SearchEngine, name: str | None = None) -> None:
         self.engine = engine
         self.items = engine.items
-        self.name = engine.manifest.name
+        self.name = engine.manifest.name if name is None else name
         self.data_name = engine.manifest.data_name
         self.splits = tuple(engine.manifest.splits)
         counts = engine.manifest.counts
@@ -72,6 +76,18 @@ class Collection:
         drawn = random.sample(range(len(numbers)), min(count, len(numbers)))
         chosen = [int(numbers[row]) for row in drawn]
         return [(self.items.at(self.items.row(target, number)), number) for number in chosen]
+
+
+def side_by_side(engines: Sequence[SearchEngine]) -> list[Collection]:
+    """Opened indexes under names that tell them apart: several of one run are called after their folders, too."""
+    names = [engine.manifest.name for engine in engines]
+    folders = [engine.folder.resolve() for engine in engines]
+    if len({folder.name for folder in folders}) == len(folders):
+        told = [folder.name for folder in folders]
+    else:
+        told = [str(engine.folder) for engine in engines]
+    titles = [f"{name} ({word})" if names.count(name) > 1 else name for name, word in zip(names, told, strict=True)]
+    return [Collection(engine, title) for engine, title in zip(engines, titles, strict=True)]
 
 
 def _without_dots(path: Path) -> tuple[str, ...]:

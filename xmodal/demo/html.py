@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from xmodal.demo.answer import Answer, text_of
 from xmodal.demo.collection import Collection
+from xmodal.demo.origin import origin_of
 from xmodal.demo.query import EVERYWHERE, Query
 from xmodal.search.items_table import Item
 from xmodal.search.manifest import Target
@@ -73,25 +74,18 @@ def _drawn(collection: Collection, target: Target, query: Query, count: int) -> 
 
 def results(collections: Sequence[Collection], query: Query, answers: Sequence[Answer]) -> str:
     """The query, and what each index answers."""
-    known = next(((place, one) for place, one in enumerate(collections) if _knows(one, query)), None)
-    place, collection = known or (0, collections[0])
-    item = collection.item(query.item) if query.item is not None else None
-    text = text_of(collection, query)
+    origin = origin_of(collections, query)
+    text = text_of(collections, query)
     return _ENVIRONMENT.get_template("results.html").render(
         title=f"{text or 'A photo'} · {_TITLE}",
         address=query.address,
         query=query,
         text=text,
-        item=item,
-        place=place,
-        has_photo=item is not None and query.is_photo and collection.has_photo(item),
+        origin=origin,
+        has_photo=origin is not None and query.is_photo and origin.photo is not None,
         columns=list(zip(collections, answers, strict=True)),
         everywhere=EVERYWHERE,
     )
-
-
-def _knows(collection: Collection, query: Query) -> bool:
-    return query.item is not None and collection.item(query.item) is not None
 
 
 def fault(sentence: str, query: Query) -> str:

@@ -52,10 +52,11 @@ class Page:
         query = self._within(asked, target, split, k)
         if told.get("ask") != "item":
             return self._shown(query.of_text(""))
-        words = {"item": told.get("item", ""), "caption": _next(told.get("caption")), "split": split}
+        place = {"of": told.get("of"), "caption": _next(told.get("caption"))}
+        words = {"item": told.get("item", ""), "split": split, **place}
         clicked = from_address({name: word for name, word in words.items() if word is not None}, self.splits)
         side = self._other_side(clicked.is_photo)
-        return self._shown(query.of_item(clicked.item or "", clicked.caption, side))
+        return self._shown(query.of_item(clicked, side))
 
     def visit(self, event: gr.EventData) -> Shown:
         """An address was opened."""
@@ -87,15 +88,15 @@ class Page:
         if query.is_empty:
             return self._fields(query, text or "", html.start(self.collections, query))
         answers = self._answers(query)
-        said = next((said for one in self.collections if (said := text_of(one, query))), "")
+        said = text_of(self.collections, query)
         return self._fields(query, said if text is None else text, html.results(self.collections, query, answers))
 
     def _answers(self, query: Query) -> list[Any]:
         places = range(len(self.collections))
         if len(places) == 1:
-            return [answer(self.collections[0], 0, query)]
+            return [answer(self.collections, 0, query)]
         with ThreadPoolExecutor(len(places)) as pool:
-            return list(pool.map(lambda place: answer(self.collections[place], place, query), places))
+            return list(pool.map(lambda place: answer(self.collections, place, query), places))
 
     def _refused(self, sentence: str, query: Query) -> Shown:
         return self._fields(query, "", html.fault(sentence, query))

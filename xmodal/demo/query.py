@@ -39,12 +39,14 @@ class Query:
 
     Attributes:
         item: id of an item, whose photo it is, or whose caption where ``caption`` gives its place (from 0).
+        of: the place of the index that the item is of; 0 also where an address does not say it.
         target: side that is searched.
         split: that alone, or ``all``.
     """
 
     text: str = ""
     item: str | None = None
+    of: int = 0
     caption: int | None = None
     upload: Upload | None = field(default=None, compare=False)
     target: Target = "images"
@@ -65,6 +67,8 @@ class Query:
         asked: dict[str, str | int] = {}
         if self.item is not None:
             asked["item"] = self.item
+            if self.of:
+                asked["of"] = self.of
             if self.caption is not None:
                 asked["caption"] = self.caption + 1
         elif self.upload is None and self.text:
@@ -72,13 +76,15 @@ class Query:
         return "?" + urlencode({**asked, "find": self.target, "split": self.split, "k": self.k})
 
     def of_photo(self, upload: Upload, target: Target) -> "Query":
-        return replace(self, text="", item=None, caption=None, upload=upload, target=target)
+        return replace(self, text="", item=None, of=0, caption=None, upload=upload, target=target)
 
     def of_text(self, text: str) -> "Query":
-        return replace(self, text=text, item=None, caption=None, upload=None)
+        return replace(self, text=text, item=None, of=0, caption=None, upload=None)
 
-    def of_item(self, item: str, caption: int | None, target: Target) -> "Query":
-        return replace(self, text="", item=item, caption=caption, upload=None, target=target)
+    def of_item(self, clicked: "Query", target: Target) -> "Query":
+        """The item of another query, within these settings."""
+        item = clicked.item or ""
+        return replace(self, text="", item=item, of=clicked.of, caption=clicked.caption, upload=None, target=target)
 
     def within(self, target: str, split: str, k: object) -> "Query":
         """The same query with other settings, each brought into its bounds."""
@@ -97,6 +103,7 @@ def from_address(words: Mapping[str, str], splits: tuple[str, ...], targets: tup
     return Query(
         text="" if item is not None else words.get("q", "")[:MOST_LETTERS].strip(),
         item=item,
+        of=0 if item is None else _whole(words.get("of")) or 0,
         caption=None if item is None or caption is None else caption - 1,
         target=target if target in targets else targets[0],
         split=split if split in splits else EVERYWHERE,

@@ -23,6 +23,7 @@ from xmodal.demo.photos import Photos
 from xmodal.errors import ConfigError
 
 _FRESH = {"cache-control": "private, max-age=3600"}
+_WAITING = 2048  # connections that are not taken yet; uvicorn's own number
 _PATIENCE = 1  # seconds that open connections are given at the end
 
 
@@ -76,7 +77,9 @@ def _add_maps(app: FastAPI, collections: Sequence[Collection]) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on this address; port 0 is any free one.
+    """A socket that listens on this address; port 0 is any free one.
+
+    Several may be bound to one port, only one listens there: it is claimed before models load.
 
     Raises:
         ConfigError: the port is taken, or there is no such address here.
@@ -86,6 +89,7 @@ def bound(host: str, port: int) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
+        opened.listen(_WAITING)
     except (OSError, OverflowError) as error:
         opened.close()
         reason = getattr(error, "strerror", None) or str(error)

@@ -27,6 +27,9 @@ def folder(data_dir: Path, is_stated: bool) -> Iterator[Finding]:
         is_stated: whether somebody said that it is there (``paths.data_dir`` or ``XMODAL_DATA``).
     """
     advice = "export XMODAL_DATA=/path/to/data, or paths.data_dir=/path/to/data"
+    if data_dir.exists() and not data_dir.is_dir():
+        yield Finding("data folder", "fault" if is_stated else "optional", f"{data_dir} is a file, no folder", advice)
+        return
     if not data_dir.is_dir():
         mark: Mark = "missing" if is_stated else "optional"
         yield Finding("data folder", mark, f"{data_dir} doesn't exist; data=scenes needs none", advice)
@@ -58,7 +61,10 @@ def data_set(option: str, cfg: DictConfig, is_needed: bool, is_thorough: bool) -
         yield Finding(what, "fault", shortened(str(error)), f"put it right, then: xmodal doctor {what}")
         return
     yield _counts(what, items)
-    yield from _photos(f"{what} photos", cfg, items, is_thorough)
+    if items.has_photos:
+        yield from _photos(f"{what} photos", cfg, items, is_thorough)
+    else:
+        yield _no_photos(f"{what} photos", cfg, is_needed and "made_by" not in cfg.image_encoder)
 
 
 def _source(cfg: DictConfig) -> Any:
@@ -111,12 +117,6 @@ def _counts(what: str, items: "Items") -> Finding:
 
 def _photos(what: str, cfg: DictConfig, items: "Items", is_thorough: bool) -> Iterator[Finding]:
     """How many photos are there, and whether they (or a sample of them) can be decoded."""
-    if not items.has_photos:
-        advice = "image_encoder=precomputed image_encoder.path=FILE"
-        if cfg.data.get("image_folder"):
-            advice = f"put photos into {Path(cfg.data.root) / cfg.data.image_folder}, or {advice}"
-        yield Finding(what, "optional", "none: captions and features alone", advice)
-        return
     paths = list(dict.fromkeys(image.path for image in items.images if image.path is not None))
     absent = _not_there(paths)
     looked_at = paths if is_thorough else _spread([path for path in paths if path not in absent])
@@ -127,6 +127,16 @@ def _photos(what: str, cfg: DictConfig, items: "Items", is_thorough: bool) -> It
         yield Finding(what, "ok", f"{len(paths):,} of {len(paths):,} are there, {decoded}", values=values)
         return
     yield _at_fault(what, cfg, len(paths), absent, damaged, values)
+
+
+def _no_photos(what: str, cfg: DictConfig, is_needed: bool) -> Finding:
+    """A run that is meant refuses them, unless its image features are a file's, which is "made by" something."""
+    advice = "image_encoder=precomputed image_encoder.path=FILE"
+    if cfg.data.get("image_folder"):
+        advice = f"put photos into {Path(cfg.data.root) / cfg.data.image_folder}, or {advice}"
+    if is_needed:
+        return Finding(what, "missing", "none, and the image encoder reads photos", advice)
+    return Finding(what, "optional", "none: captions and features alone", advice)
 
 
 def _at_fault(

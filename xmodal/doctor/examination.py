@@ -96,11 +96,16 @@ def _tracking(cfg: DictConfig) -> list[Look]:
 def _weights(cfg: DictConfig, overrides: Sequence[str]) -> list[Look]:
     caches = {"TORCH_HOME": weights.torch_cache, "HF_HOME": weights.hub_cache}
     encoders = [
-        Look("weights", f"{side}={option}", partial(weights.encoder, cfg, side, option))
+        Look("weights", f"{side}={option}", partial(weights.encoder, cfg, side, option, _describes(overrides, side)))
         for side in weights.SIDES
         for option in weights.options(side)
     ]
     return [*(Look("weights", what, find) for what, find in caches.items()), *encoders]
+
+
+def _describes(overrides: Sequence[str], side: str) -> bool:
+    """Whether the overrides mean a certain run, in which this side's encoder is the configured one."""
+    return any(word.startswith((f"{side}=", f"{side}.", "data=", "experiment=")) for word in overrides)
 
 
 def _data(cfg: DictConfig, overrides: Sequence[str], is_thorough: bool) -> list[Look]:

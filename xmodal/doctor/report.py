@@ -41,6 +41,9 @@ def summary(examined: Examined) -> str:
     failing = [finding.what for finding in _all(examined) if finding.is_failing]
     warnings = sum(finding.mark == "warning" for finding in _all(examined))
     beside = f" {warnings} {'warning' if warnings == 1 else 'warnings'}." if warnings else ""
+    fetched = [finding.what for finding in _all(examined) if finding.values.get("needed") and finding.mark == "warning"]
+    if not failing and fetched:
+        return f"Nothing is at fault, but weights have to be fetched before a run: {', '.join(fetched)}.{beside}"
     if not failing:
         return f"All that is needed is here.{beside}"
     return f"{len(failing)} to put right: {', '.join(failing)}.{beside}"

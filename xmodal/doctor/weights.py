@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from xmodal.config.sources import CONF_DIR, ConfigSource
 from xmodal.config.values import plain
 from xmodal.doctor.disk import free_space, unwritable
-from xmodal.doctor.finding import Finding
+from xmodal.doctor.finding import Finding, Mark
 
 SIDES = ("image_encoder", "text_encoder")
 _PRETRAINED = "pretrained"
@@ -40,8 +40,13 @@ def options(side: str) -> list[str]:
     return [name for name in ConfigSource().groups()[side] if "weights" in _file(side, name)]
 
 
-def encoder(cfg: DictConfig, side: str, option: str) -> Iterator[Finding]:
-    """Whether the weights of an encoder are there: those that the settings name, else its default ones."""
+def encoder(cfg: DictConfig, side: str, option: str, is_run_meant: bool = False) -> Iterator[Finding]:
+    """Whether the weights of an encoder are there: those that the settings name, else its default ones.
+
+    Args:
+        is_run_meant: whether the settings describe a run: where it has this encoder, its weights are needed, for an
+            encoder is made ready also where all features are stored.
+    """
     config = _settings(cfg, side, option)
     made = instantiate(config)
     what = f"{side}={option}"
@@ -57,14 +62,21 @@ def encoder(cfg: DictConfig, side: str, option: str) -> Iterator[Finding]:
         yield Finding(what, "ok", f"{published.name} is in the cache ({published.moved_by})", values=values)
         return
     found = f"{published.name} is not in {published.folder}"
-    yield Finding(what, "optional", found, _getting(side, published.moved_by), values)
+    is_needed = is_run_meant and _is_chosen(cfg, side, option) and cfg[side].weights is not None
+    mark: Mark = "optional"
+    if is_needed:
+        mark, found = ("missing" if _is_offline(published.moved_by) else "warning"), f"{found}, and is needed"
+    yield Finding(what, mark, found, _getting(side, published.moved_by), {**values, "needed": is_needed})
 
 
 def _settings(cfg: DictConfig, side: str, option: str) -> dict[str, Any]:
     """The option as it was configured, where it was chosen, else as its file has it; pretrained rather than random."""
-    is_chosen = cfg[side].get("_target_") == _file(side, option)["_target_"]
-    config = plain((cfg if is_chosen else ConfigSource().load([f"{side}={option}"]))[side])
+    config = plain((cfg if _is_chosen(cfg, side, option) else ConfigSource().load([f"{side}={option}"]))[side])
     return {**config, "weights": config["weights"] or _PRETRAINED}
+
+
+def _is_chosen(cfg: DictConfig, side: str, option: str) -> bool:
+    return bool(cfg[side].get("_target_") == _file(side, option)["_target_"])
 
 
 def _file(side: str, option: str) -> DictConfig:
@@ -74,9 +86,13 @@ def _file(side: str, option: str) -> DictConfig:
 
 
 def _getting(side: str, moved_by: str) -> str:
-    is_offline = moved_by == "HF_HOME" and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
-    first = "unset HF_HUB_OFFLINE and start" if is_offline else "start"
+    first = "unset HF_HUB_OFFLINE and start" if _is_offline(moved_by) else "start"
     return f"{first} once with a network, or copy a cache ({moved_by}); or {side}.weights=/path, or null (random)"
+
+
+def _is_offline(moved_by: str) -> bool:
+    """Whether nothing may be fetched into this cache."""
+    return moved_by == "HF_HOME" and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
 
 
 def _cache(variable: str, folder: Path) -> Finding:

@@ -14,6 +14,7 @@ from xmodal.errors import DataError
 CONFIG = "config.json"
 FORMAT = 1
 _MADE_BY = "xmodal export"
+_CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 
 
 def destination_faults(flag: str, output: Path) -> list[str]:
@@ -21,9 +22,29 @@ def destination_faults(flag: str, output: Path) -> list[str]:
     existing = _existing(output)
     if not existing.is_dir():
         return [f"{flag} {output}: {existing} is a file; name a folder."]
+    if Path.cwd().is_relative_to(output.resolve()):
+        return [
+            f"{flag} {output} is the folder that you are in, or above it, and would be replaced as a whole: name a new "
+            f"folder in it, such as {flag} exported."
+        ]
     if existing == output.resolve():
         return _fault_of_existing(flag, output) or _unwritable(flag, output, existing.parent)
     return _unwritable(flag, output, existing)
+
+
+def run_of(checkpoint: Path) -> str:
+    """The run that a checkpoint is of, as exports remember it: its folder; a checkpoint outside of one is itself."""
+    file = checkpoint.resolve()
+    return str(file.parent.parent if file.parent.name == _CHECKPOINTS else file)
+
+
+def losses(flag: str, output: Path, kind: str, run: str) -> list[str]:
+    """What would be lost there, a sentence each: an export of another kind, or of another run than this one."""
+    earlier = read_config(output)
+    if earlier is None or (earlier.get("kind"), earlier.get("run")) == (kind, run):
+        return []
+    what = f"an export of the kind {earlier.get('kind')}, of {earlier.get('run', 'a run that it does not name')}"
+    return [f"{flag} {output} holds {what}, which would be replaced: name another folder, or add --overwrite."]
 
 
 @contextmanager

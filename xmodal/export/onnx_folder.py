@@ -7,7 +7,7 @@ from typing import Any
 from xmodal.encoders.portable import Portable, PortableEncoder
 from xmodal.encoders.protocol import Encoder
 from xmodal.errors import FeatureError, XmodalError
-from xmodal.export.destination import write_config
+from xmodal.export.destination import run_of, write_config
 from xmodal.export.exportable import exportable
 from xmodal.export.graph import Axes, write_graph
 from xmodal.export.parity import TOLERANCE, encoder_deviation, tower_deviation
@@ -16,15 +16,16 @@ from xmodal.models.dual_encoder import DualEncoder
 from xmodal.models.query_encoders import Modality
 from xmodal.models.tower import Tower
 
+KIND = "onnx"
 SIDES: tuple[Modality, ...] = ("image", "text")
 
 
-def write_onnx(model: DualEncoder, source: str, folder: Path, tell: Callable[[str], None]) -> None:
+def write_onnx(model: DualEncoder, source: Path, folder: Path, tell: Callable[[str], None]) -> None:
     """Write a model into an empty folder, each file compared with torch, and a ``config.json`` that describes them.
 
     Args:
         model: of a checkpoint, with its encoders.
-        source: what the checkpoint is called.
+        source: the checkpoint.
         tell: is given a line about each part.
 
     Raises:
@@ -39,13 +40,14 @@ def write_onnx(model: DualEncoder, source: str, folder: Path, tell: Callable[[st
         parts[f"{side}_encoder"] = _write_encoder(model, side, folder)
         tell(_line(f"{side}_encoder", parts[f"{side}_encoder"]))
     described = {
-        "checkpoint": source,
+        "checkpoint": source.name,
+        "run": run_of(source),
         "embedding_dim": parts["image_tower"]["outputs"]["embeddings"][1],
         "similarity": model.similarity,
         "tolerance": TOLERANCE,
         "largest_deviation": max(part.get("deviation", 0.0) for part in parts.values()),
     }
-    write_config(folder, "onnx", described | parts)
+    write_config(folder, KIND, described | parts)
 
 
 def _write_tower(model: DualEncoder, side: Modality, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xmodal.errors import DataError
-from xmodal.export.destination import CONFIG, FORMAT, read_config, write_config
+from xmodal.export.destination import CONFIG, FORMAT, read_config, run_of, write_config
 from xmodal.models import checkpoint
 from xmodal.models.dual_encoder import CHECKPOINT_KEY, DualEncoder
 
@@ -18,15 +18,17 @@ _FILE = "model.safetensors"
 _TENSOR = "$tensor"  # stands in the JSON where a tensor stood, with its name
 
 
-def write_safetensors(content: dict[str, Any], folder: Path) -> None:
+def write_safetensors(content: dict[str, Any], source: Path, folder: Path) -> None:
     """Write what a checkpoint holds of a model into an empty folder; optimizer and progress of training stay behind.
 
     Args:
         content: what `xmodal.models.checkpoint.read` gives.
+        source: the checkpoint that it was read from.
     """
     tensors: dict[str, Tensor] = {}
     told = content[CHECKPOINT_KEY]
     described = {
+        "run": run_of(source),
         "trained_with": told["version"],
         "config": told["config"],
         "fingerprints": told["fingerprints"],

@@ -16,9 +16,10 @@ from xmodal.errors import ConfigError, DataError, FeatureError
 from xmodal.models import checkpoint
 from xmodal.models.dual_encoder import DualEncoder
 from xmodal.reporting.embeddings import evenly, principal_plane
+from xmodal.search.arguments import bytes_of, check_list, check_whole, device_of
 from xmodal.search.correction import Correction, read_corrections
 from xmodal.search.folder import verified
-from xmodal.search.gallery import NumberedGallery, as_queries, check_k, memory_of_machine, read_gallery
+from xmodal.search.gallery import NumberedGallery, as_queries, check_k, read_gallery
 from xmodal.search.items_table import IndexedItems
 from xmodal.search.manifest import BANK, ITEMS, MODEL, TARGETS, Manifest, Target, read_manifest
 
@@ -171,12 +172,12 @@ class SearchEngine:
             memory_gb: clusters of an index that is larger stay on disk; None: three quarters of the main memory.
 
         Raises:
+            ConfigError: a device that is not here, or memory that is no number above 0.
             DataError: no index, a damaged one, or one of another model; no checkpoint.
             FeatureError: an index of another embedding size than the model's.
         """
         folder, given = Path(folder), None if checkpoint is None else Path(checkpoint)
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        budget = int(memory_of_machine() * 0.75 if memory_gb is None else memory_gb * 1e9)
+        place, budget = device_of(device), bytes_of(memory_gb)
         while True:
             manifest = verified(folder)
             try:
@@ -228,7 +229,8 @@ class SearchEngine:
             corrected: for hubs; None: where the index holds a query bank and the query is of the other side.
 
         Raises:
-            ConfigError: k below 1, an unknown target or split, a correction without a bank.
+            ConfigError: one sentence in place of a list; k below 1 or no whole number, an unknown target or split, a
+                correction without a bank.
             FeatureError: the text features of the model were precomputed by an encoder that it does not name.
         """
         self.check(k, target, split, corrected)
@@ -284,11 +286,13 @@ class SearchEngine:
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "Q E"]:
         """Embeddings of sentences, as the model gives them."""
+        check_list(texts, "texts")
         with self._encoding:
             return self._model.encode_texts(list(texts)).float().numpy()
 
     def encode_images(self, images: Sequence[str | Path | Image]) -> Float[np.ndarray, "Q E"]:
         """Embeddings of photos, as the model gives them."""
+        check_list(images, "images")
         with self._encoding:
             return self._model.encode_images(list(images)).float().numpy()
 
@@ -339,6 +343,8 @@ class SearchEngine:
 
     def check(self, k: int, target: Target, split: str | None, corrected: bool | None) -> None:
         """Raise ConfigError for what can't be searched, before anything is encoded."""
+        if type(k) is not int:
+            check_whole(k)
         check_k(k)
         if target not in TARGETS:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, found {target!r}.")

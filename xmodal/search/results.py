@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,16 @@ def as_json(engine: SearchEngine, found: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def print_answers(found: Sequence[Answer]) -> None:
-    """A table for each query, on standard output; as wide as it needs where that is no screen."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-    console = Console(width=width)
+def as_tables(found: Sequence[Answer]) -> str:
+    """A table for each query, for standard output: as wide as it needs where that is no screen."""
+    is_screen = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_screen else _WIDE
+    text = StringIO()
+    console = Console(file=text, width=width, force_terminal=is_screen)
     for answer in found:
         console.print(Text(answer.query, style="bold"))
         console.print(_table(answer))
+    return text.getvalue()
 
 
 def _table(answer: Answer) -> Table:

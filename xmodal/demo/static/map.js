@@ -96,7 +96,7 @@ function choose(i, isSpoken) {
 }
 
 function ask(i) {
-  const data = { ask: 'item', item: points.id[i] };
+  const data = { ask: 'item', item: points.id[i], of: String(which) };
   if (points.caption[i] !== null) data.caption = String(points.caption[i]);
   trigger('ask', data);
 }
@@ -145,7 +145,8 @@ function answered(shown) {
   found = hits.map((hit) => rows.get(`${side} ${hit.dataset.number}`)).filter((i) => i !== undefined);
   const words = new URLSearchParams(shown.dataset.address);
   const caption = words.has('caption') ? Number(words.get('caption')) - 1 : null;
-  asked = words.has('item') ? points.id.findIndex((id, i) => id === words.get('item') && points.caption[i] === caption) : -1;
+  const isHere = column?.dataset.holdsItem !== undefined; // else another thing goes by its id here
+  asked = isHere ? points.id.findIndex((id, i) => id === words.get('item') && points.caption[i] === caption) : -1;
   draw();
 }
 
