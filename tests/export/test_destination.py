@@ -25,11 +25,11 @@ def test_the_same_run_and_kind_are_replaced(bert_checkpoint, shared):
 def test_another_run_is_replaced_only_where_that_is_said(bert_checkpoint, save_checkpoint, shared, capsys):
     other = save_checkpoint("text_encoder=words", "text_encoder.vector_size=5", "text_encoder.min_count=1")
     assert main(["export", str(other), "--safetensors", str(shared)]) == 2
-    told = f"{shared} holds an export of the kind safetensors, of {bert_checkpoint}, which would be replaced"
+    told = f"{shared} holds an export of the kind safetensors, of {run_of(bert_checkpoint)}, which would be replaced"
     assert told in re.sub(r"\s+", " ", capsys.readouterr().err)
-    assert json.loads((shared / "config.json").read_text())["run"] == str(bert_checkpoint)
+    assert json.loads((shared / "config.json").read_text())["run"] == run_of(bert_checkpoint)
     assert main(["export", str(other), "--safetensors", str(shared), "--overwrite"]) == 0
-    assert json.loads((shared / "config.json").read_text())["run"] == str(other)
+    assert json.loads((shared / "config.json").read_text())["run"] == run_of(other) != run_of(bert_checkpoint)
 
 
 def test_another_kind_is_not_replaced(bert_checkpoint, shared, tmp_path):
@@ -39,8 +39,8 @@ def test_another_kind_is_not_replaced(bert_checkpoint, shared, tmp_path):
 
 
 def test_all_checkpoints_of_a_run_are_of_it(tmp_path):
-    assert run_of(tmp_path / "run" / "checkpoints" / "best.ckpt") == str(tmp_path / "run")
-    assert run_of(tmp_path / "model.ckpt") == str(tmp_path / "model.ckpt")
+    assert run_of(tmp_path / "run" / "checkpoints" / "best.ckpt") == f"{tmp_path.name}/run"
+    assert run_of(tmp_path / "model.ckpt") == f"{tmp_path.name}/model.ckpt"
 
 
 def test_the_folder_that_the_shell_is_in_is_not_replaced(tmp_path, monkeypatch):

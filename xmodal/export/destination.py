@@ -33,9 +33,10 @@ def destination_faults(flag: str, output: Path) -> list[str]:
 
 
 def run_of(checkpoint: Path) -> str:
-    """The run that a checkpoint is of, as exports remember it: its folder; a checkpoint outside of one is itself."""
+    """The run that a checkpoint is of, as exports remember it: the last two names of its folder, for where it lies is
+    nobody else's business; those of the file itself where it is in no run."""
     file = checkpoint.resolve()
-    return str(file.parent.parent if file.parent.name == _CHECKPOINTS else file)
+    return "/".join((file.parent.parent if file.parent.name == _CHECKPOINTS else file).parts[-2:])
 
 
 def losses(flag: str, output: Path, kind: str, run: str) -> list[str]:

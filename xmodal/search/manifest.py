@@ -19,7 +19,7 @@ BANK = "bank.npz"
 MODEL = "model.ckpt"
 UNFINISHED = ".next"  # ending of files that are being written
 _FORMAT = 1
-_AGAIN = "Build the index again: xmodal index RUN --output …"
+_AGAIN = "Build the index again: xmodal index RUN --output … --overwrite"
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Side:
         count: how many there are.
         next_number: the number that the next vector gets; no number is ever given twice.
         index: ``flat``, ``hnsw`` or ``ivf_pq``, with ``settings``.
-        recall: percent of the exact top 10 that the index returned when it was built, over ``recall_queries`` queries
-            (``recall_of``: captions or images); None where there was nothing to ask.
-        recall_count: of how many vectors the index was then.
+        recall: percent of the exact top 10 that the index returned when it was built or last changed, over
+            ``recall_queries`` queries (``recall_of``: captions or images); None where there was nothing to ask, or
+            where codes were added to, for they can't be compared with.
+        recall_count: of how many vectors the index was then; of codes, of how many they were learned from.
     """
 
     count: int
