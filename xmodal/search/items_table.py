@@ -1,7 +1,7 @@
 """The items of a saved index: a photo with its captions, either of which may be absent; as Parquet on disk."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,11 +66,6 @@ class Strings:
         if self._valid is not None and not self._valid[row]:
             return None
         return str(self._data[self._ends[row] : self._ends[row + 1]], "utf-8")
-
-    def texts(self, rows: Iterable[int]) -> list[str]:
-        """Those in these rows, none of which is absent."""
-        data, ends = self._data, self._ends
-        return [str(data[ends[row] : ends[row + 1]], "utf-8") for row in rows]
 
 
 class IndexedItems:
@@ -170,8 +165,11 @@ class IndexedItems:
 
     def ids_of(self, target: Target, numbers: Sequence[int]) -> list[str]:
         """The id of the item of each vector."""
+        ids = self.ids  # as objects that are there: in a large table, every place that is looked at costs time
+        if target == "images" and self._are_rows_numbers:
+            return [ids[number] for number in numbers]
         rows = (self._row_of_image if target == "images" else self._row_of_caption).data
-        return self._ids.texts([rows[number] for number in numbers])
+        return [ids[rows[number]] for number in numbers]
 
     def numbers(self, target: Target, split: str | None = None) -> Int[np.ndarray, "n"]:
         """Numbers of all vectors of a side, or of those of a split, in ascending order."""
@@ -224,6 +222,11 @@ class IndexedItems:
     @cached_property
     def _row_of_image(self) -> Int[np.ndarray, "numbers"]:
         return _places(self._image_numbers)
+
+    @cached_property
+    def _are_rows_numbers(self) -> bool:
+        """Whether every item has the photo of its own row's number, as long as none was removed."""
+        return bool((self._image_numbers == np.arange(len(self))).all())
 
     @cached_property
     def _place_of_caption(self) -> Int[np.ndarray, "numbers"]:
