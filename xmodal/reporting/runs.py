@@ -262,7 +262,7 @@ def _with_names_of_files(runs: list[Run]) -> list[Run]:
     for key in keys:
         values = [run.config.get(key) for run in runs]
         paths = [PurePath(str(value)) if _is_file(key, value) else None for value in values]
-        apart = {path.name for _, path in _of_one_sweep(runs, paths) if path is not None}
+        apart = _named_twice_in_a_sweep(runs, paths)
         for one, path in zip(added, paths, strict=True):
             if path is not None:
                 alike = {other for other in paths if other is not None and other.name == path.name}
@@ -270,15 +270,13 @@ def _with_names_of_files(runs: list[Run]) -> list[Run]:
     return [replace(run, config=run.config | files) for run, files in zip(runs, added, strict=True)]
 
 
-def _of_one_sweep(runs: Sequence[Run], paths: Sequence[PurePath | None]) -> Iterator[tuple[Run, PurePath | None]]:
-    """Those beside which another job of the same sweep has another file of the same name."""
-    named: dict[tuple[str | None, str], set[PurePath]] = {}
+def _named_twice_in_a_sweep(runs: Sequence[Run], paths: Sequence[PurePath | None]) -> set[str]:
+    """Names that jobs of one sweep have for different files."""
+    places: dict[tuple[str, str], set[PurePath]] = {}
     for run, path in zip(runs, paths, strict=True):
         if path is not None and run.sweep is not None:
-            named.setdefault((run.sweep, path.name), set()).add(path)
-    for run, path in zip(runs, paths, strict=True):
-        if path is not None and len(named.get((run.sweep, path.name), ())) > 1:
-            yield run, path
+            places.setdefault((run.sweep, path.name), set()).add(path)
+    return {name for (_, name), found in places.items() if len(found) > 1}
 
 
 def _shortest_end(path: PurePath, others: set[PurePath]) -> str:
